@@ -1,0 +1,73 @@
+# The verbs of this repository; "make help" lists them. Each is a script in
+# scripts/, which also says what its options are.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+.ONESHELL:
+
+ifneq ($(ARCH),)
+ifeq ($(filter $(ARCH),x86_64 arm64),)
+$(error ARCH=$(ARCH) is not supported; use ARCH=x86_64 or ARCH=arm64)
+endif
+endif
+# No ARCH means both for tests, and the host's for the rest.
+HOST := $(patsubst aarch64,arm64,$(shell uname -m))
+ARCHES := $(or $(ARCH),x86_64 arm64)
+ONE := $(or $(ARCH),$(HOST))
+
+.PHONY: demo help check deps tree export apply sync lint kernel boot kunit \
+	kselftest vma-test bisect clean work
+
+demo: work ## boot a patched kernel and show 64 KiB runs, measured
+	@scripts/demo $(ONE)
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@echo "ARCH=x86_64|arm64 selects; without it tests run on both, the rest on $(HOST)"
+
+check: ## sync, lint, vma-test; per architecture kernel, boot, kunit, kselftest
+	@scripts/check $(ARCHES)
+
+deps: ## install the Debian packages needed, or list what is missing
+	@scripts/deps
+
+tree: deps ## build/linux: the base, then one commit a patch (KSRC=DIR: base from there)
+	@scripts/tree
+
+# What is being worked on in build/linux may be built and tested as it is.
+work: deps
+	@scripts/tree --work-in-progress
+
+export: ## write build/linux back to patches/ and the overlay
+	@scripts/export
+
+apply: ## apply the series to the kernel tree LINUX=DIR, all or nothing
+	@scripts/apply "$(LINUX)"
+
+sync: ## check that patches/ and the overlay agree
+	@scripts/sync
+
+lint: work ## checkpatch, sparse, W=1, kernel-doc, shellcheck, codespell
+	@scripts/lint $(ARCHES)
+
+kernel: work ## build build/obj-ARCH with all checks on
+	@scripts/kernel $(ONE)
+
+boot: kernel ## a root shell in the kernel built (leave with ctrl-a x)
+	@scripts/vm --arch $(ONE) --swap zram --interactive
+
+kunit: work ## run the KUnit suites in the guest
+	@for a in $(ARCHES); do scripts/kernel $$a; scripts/kunit $$a; done
+
+kselftest: work ## run the kselftests of category page_granule in the guest
+	@for a in $(ARCHES); do scripts/kernel $$a; scripts/kselftest $$a; done
+
+vma-test: work ## run tools/testing/vma on the host
+	@scripts/vma-test
+
+bisect: tree ## build every commit, and the last with the feature off
+	@scripts/bisect $(ARCHES)
+
+clean: ## remove objects and logs; build/linux stays
+	@rm -rf out build/obj-* build/bisect build/lint-base

@@ -1,0 +1,314 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Page granule: VMAs that are populated in 64 KiB runs of base pages.
+ *
+ * The terms are defined in Documentation/mm/page_granule.rst. In short: a
+ * granule is a naturally aligned 64 KiB block of addresses that lies wholly
+ * inside one tagged VMA (VMA_GRANULE_BIT), and a contract VMA
+ * (VMA_GRANULE_CONTRACT_BIT) is a tagged one that nothing may cut inside a
+ * granule. PAGE_SIZE means the base page here as everywhere.
+ */
+#ifndef _LINUX_PAGE_GRANULE_H
+#define _LINUX_PAGE_GRANULE_H
+
+#include <linux/align.h>
+#include <linux/bits.h>
+#include <linux/mm.h>
+
+#define PAGE_GRANULE_SHIFT	16
+#define PAGE_GRANULE_SIZE	BIT(PAGE_GRANULE_SHIFT)
+#define PAGE_GRANULE_MASK	(~(PAGE_GRANULE_SIZE - 1))
+#define PAGE_GRANULE_ORDER	(PAGE_GRANULE_SHIFT - PAGE_SHIFT)
+#define PAGE_GRANULE_NR		((int)BIT(PAGE_GRANULE_ORDER))
+
+/*
+ * Try as hard for a granule as for anything that is worth direct reclaim and
+ * compaction. The page allocator does not retry for orders as costly as this
+ * one, for which there is a fallback.
+ */
+#define GFP_PAGE_GRANULE	(GFP_TRANSHUGE | __GFP_KSWAPD_RECLAIM)
+
+/**
+ * vma_granule_tagged - Is this VMA populated in granules?
+ * @vma: The user mapping, stabilised by the mmap lock or its VMA lock.
+ *
+ * Return: true if @vma is tagged; constant false without CONFIG_PAGE_GRANULE.
+ */
+static inline bool vma_granule_tagged(const struct vm_area_struct *vma)
+{
+	return vma_test_single_mask(vma, VMA_GRANULE);
+}
+
+/**
+ * vma_granule_contract - Is cutting a granule of this VMA forbidden?
+ * @vma: The user mapping, stabilised by the mmap lock or its VMA lock.
+ *
+ * Return: true if @vma is a contract VMA, whose bounds are multiples of
+ * PAGE_GRANULE_SIZE; constant false without CONFIG_PAGE_GRANULE.
+ */
+static inline bool vma_granule_contract(const struct vm_area_struct *vma)
+{
+	return vma_test_single_mask(vma, VMA_GRANULE_CONTRACT);
+}
+
+/**
+ * page_granule_aligns - Does a new mapping want a 64 KiB-aligned address?
+ * @vma_flags: The VMA flags of the new mapping.
+ * @len: Its length in bytes.
+ *
+ * A default-tagged mapping of less than a granule has nothing to gain from it.
+ *
+ * Return: true if page_granule_get_unmapped_area() is to choose the address.
+ */
+static inline bool page_granule_aligns(const vma_flags_t *vma_flags,
+				       unsigned long len)
+{
+	return vma_flags_test_single_mask(vma_flags, VMA_GRANULE) &&
+	       len >= PAGE_GRANULE_SIZE;
+}
+
+/**
+ * page_granule_within - Does the block around an address fit into a range?
+ * @start: First byte of the range.
+ * @end: First byte after the range.
+ * @addr: An address in the range.
+ *
+ * Return: true if the 64 KiB block that holds @addr lies wholly in the range.
+ */
+static inline bool page_granule_within(unsigned long start, unsigned long end,
+				       unsigned long addr)
+{
+	const unsigned long block = addr & PAGE_GRANULE_MASK;
+
+	/* Subtract rather than add: the block may be the last there is. */
+	return block >= start && block < end &&
+	       end - block >= PAGE_GRANULE_SIZE;
+}
+
+/**
+ * vma_has_granule - Does a granule of this VMA hold an address?
+ * @vma: The user mapping, stabilised by the mmap lock or its VMA lock.
+ * @addr: An address in @vma.
+ *
+ * The blocks at the ends of a default-tagged VMA may be cut off by its bounds;
+ * those are no granules and are populated in base pages.
+ *
+ * Return: true if @addr lies in a granule of @vma.
+ */
+static inline bool vma_has_granule(const struct vm_area_struct *vma,
+				   unsigned long addr)
+{
+	return vma_granule_tagged(vma) &&
+	       page_granule_within(vma->vm_start, vma->vm_end, addr);
+}
+
+/**
+ * mm_has_granule_contract - May there be a contract VMA?
+ * @mm: The address space.
+ *
+ * Return: false if @mm never had one; constant without CONFIG_PAGE_GRANULE.
+ */
+static inline bool mm_has_granule_contract(const struct mm_struct *mm)
+{
+#ifdef CONFIG_PAGE_GRANULE
+	return unlikely(mm_flags_test(MMF_GRANULE_CONTRACT, mm));
+#else
+	return false;
+#endif
+}
+
+/**
+ * page_granule_cuts - Would a VMA bound at an address cut a contract granule?
+ * @mm: The address space.
+ * @addr: The address of the bound.
+ *
+ * The bounds of contract VMAs are multiples of PAGE_GRANULE_SIZE, so only the
+ * VMA that holds @addr matters.
+ *
+ * Context: The mmap lock of @mm is held.
+ * Return: true if @addr lies inside a granule of a contract VMA.
+ */
+static inline bool page_granule_cuts(struct mm_struct *mm, unsigned long addr)
+{
+	struct vm_area_struct *vma;
+
+	if (IS_ALIGNED(addr, PAGE_GRANULE_SIZE))
+		return false;
+
+	vma = vma_lookup(mm, addr);
+	return vma && vma_granule_contract(vma);
+}
+
+/**
+ * page_granule_check_range - May a range of the address space be changed?
+ * @mm: The address space.
+ * @start: First byte of the range, a multiple of the base page.
+ * @end: First byte after the range, a multiple of the base page.
+ *
+ * Whatever changes mappings or pages calls this before it changes the first
+ * of them, so that a refused call leaves everything as it was.
+ *
+ * Context: The mmap lock of @mm is held.
+ * Return: 0, or -EINVAL if the range begins or ends inside a granule of a
+ * contract VMA.
+ */
+static inline int page_granule_check_range(struct mm_struct *mm,
+					   unsigned long start,
+					   unsigned long end)
+{
+	if (!mm_has_granule_contract(mm))
+		return 0;
+	if (page_granule_cuts(mm, start) || page_granule_cuts(mm, end))
+		return -EINVAL;
+	return 0;
+}
+
+/**
+ * page_granule_round_outward - Extend a range to whole granules.
+ * @mm: The address space.
+ * @start: First byte of the range, a multiple of the base page.
+ * @len: Length in bytes, a multiple of the base page.
+ *
+ * For calls that never asked for alignment but for that to the base page, which
+ * they provide themselves. Only granules of contract VMAs are rounded to: those
+ * of others may be cut.
+ *
+ * Context: The mmap lock of @mm is held.
+ */
+static inline void page_granule_round_outward(struct mm_struct *mm,
+					      unsigned long *start, size_t *len)
+{
+	unsigned long end = *start + *len;
+
+	/* Leave an empty range, and one that wraps around, to the caller. */
+	if (!mm_has_granule_contract(mm) || end <= *start)
+		return;
+
+	if (page_granule_cuts(mm, end))
+		end = ALIGN(end, PAGE_GRANULE_SIZE);
+	if (page_granule_cuts(mm, *start))
+		*start &= PAGE_GRANULE_MASK;
+	*len = end - *start;
+}
+
+/**
+ * enum page_granule_state - How the page table populates a granule.
+ * @PAGE_GRANULE_EMPTY: All PTEs are none.
+ * @PAGE_GRANULE_WHOLE: The PTEs are a run: all present, equal in permission and
+ *			software bits, and mapping consecutive PFNs from a
+ *			multiple of PAGE_GRANULE_NR on, in one folio or in the
+ *			block of zero pages.
+ * @PAGE_GRANULE_BROKEN: Anything else.
+ */
+enum page_granule_state {
+	PAGE_GRANULE_EMPTY,
+	PAGE_GRANULE_WHOLE,
+	PAGE_GRANULE_BROKEN,
+};
+
+/**
+ * enum page_granule_fill - What a fault has populated a granule with.
+ * @GRANULE_FILL_FOLIO: A run of pages of one folio.
+ * @GRANULE_FILL_ZERO: The run of zero pages.
+ * @GRANULE_FILL_SINGLE: Single pages, because there was no folio.
+ */
+enum page_granule_fill {
+	GRANULE_FILL_FOLIO,
+	GRANULE_FILL_ZERO,
+	GRANULE_FILL_SINGLE,
+};
+
+#ifdef CONFIG_PAGE_GRANULE
+
+/**
+ * page_granule_orders - Folio orders to populate a granule with.
+ * @orders: Bitfield of the orders that mTHP settings allow.
+ *
+ * Return: bitfield of those of @orders that are no smaller than a granule, and
+ * that of the granule itself.
+ */
+static inline unsigned long page_granule_orders(unsigned long orders)
+{
+	return (orders & ~(BIT(PAGE_GRANULE_ORDER) - 1)) |
+	       BIT(PAGE_GRANULE_ORDER);
+}
+
+void page_granule_count_fault(struct vm_area_struct *vma, unsigned long addr,
+			      enum page_granule_fill fill);
+void page_granule_split_vma(struct vm_area_struct *vma, unsigned long addr);
+bool page_granule_ptes_run(pte_t *ptep);
+enum page_granule_state page_granule_pte_state(struct vm_area_struct *vma,
+					       unsigned long addr, pte_t *ptep);
+
+int page_granule_parse_size(unsigned long size);
+int page_granule_parse_flags(unsigned long flags);
+int page_granule_mmap_prepare(struct file *file, unsigned long addr,
+			      unsigned long *len, unsigned long *flags,
+			      pgoff_t pgoff, vma_flags_t *vma_flags);
+unsigned long
+page_granule_get_unmapped_area(struct file *file, unsigned long addr,
+			       unsigned long len, unsigned long offset,
+			       unsigned long flags, vma_flags_t vma_flags);
+void page_granule_exec(struct mm_struct *mm, bool secureexec);
+int prctl_get_page_granule(unsigned long scope, unsigned long arg3,
+			   unsigned long arg4, unsigned long arg5);
+int prctl_set_page_granule(unsigned long scope, unsigned long size,
+			   unsigned long arg4, unsigned long arg5);
+
+#else /* CONFIG_PAGE_GRANULE */
+
+static inline unsigned long page_granule_orders(unsigned long orders)
+{
+	return orders;
+}
+
+static inline void page_granule_count_fault(struct vm_area_struct *vma,
+					    unsigned long addr,
+					    enum page_granule_fill fill)
+{
+}
+
+static inline void page_granule_split_vma(struct vm_area_struct *vma,
+					  unsigned long addr)
+{
+}
+
+static inline int
+page_granule_mmap_prepare(struct file *file, unsigned long addr,
+			  unsigned long *len, unsigned long *flags,
+			  pgoff_t pgoff, vma_flags_t *vma_flags)
+{
+	return 0;
+}
+
+static inline unsigned long
+page_granule_get_unmapped_area(struct file *file, unsigned long addr,
+			       unsigned long len, unsigned long offset,
+			       unsigned long flags, vma_flags_t vma_flags)
+{
+	return -ENOMEM;
+}
+
+static inline void page_granule_exec(struct mm_struct *mm, bool secureexec)
+{
+}
+
+static inline int prctl_get_page_granule(unsigned long scope,
+					 unsigned long arg3,
+					 unsigned long arg4,
+					 unsigned long arg5)
+{
+	return -EINVAL;
+}
+
+static inline int prctl_set_page_granule(unsigned long scope,
+					 unsigned long size,
+					 unsigned long arg4,
+					 unsigned long arg5)
+{
+	return -EINVAL;
+}
+
+#endif /* CONFIG_PAGE_GRANULE */
+
+#endif /* _LINUX_PAGE_GRANULE_H */

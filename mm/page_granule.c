@@ -1,0 +1,501 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Page granule: VMAs that are populated in 64 KiB runs of base pages.
+ *
+ * What everything else asks about granules is here: predicates over VMAs,
+ * ranges and page tables. Faults are resolved in memory.c, VMAs are merged and
+ * split in vma.c. See Documentation/mm/page_granule.rst.
+ */
+
+#include <linux/export.h>
+#include <linux/fs.h>
+#include <linux/init.h>
+#include <linux/kobject.h>
+#include <linux/mm.h>
+#include <linux/mman.h>
+#include <linux/page_granule.h>
+#include <linux/pgtable.h>
+#include <linux/prctl.h>
+#include <linux/security.h>
+#include <linux/sysfs.h>
+#include <linux/vmstat.h>
+
+#include <kunit/visibility.h>
+
+#include "internal.h"
+
+#define CREATE_TRACE_POINTS
+#include <trace/events/page_granule.h>
+
+/* The administrator's switch: 0 refuses new requests, what exists remains. */
+static bool page_granule_enabled __read_mostly = true;
+
+/* May new requests be served? */
+static bool page_granule_offered(void)
+{
+	/* A CPU without huge pages has no use for the large folios of a run. */
+	return READ_ONCE(page_granule_enabled) && !thp_disabled_by_hw();
+}
+
+/* The accessed and dirty bits are the hardware's to change one by one. */
+#define FPB_GRANULE	(FPB_RESPECT_WRITE | FPB_RESPECT_SOFT_DIRTY)
+
+/**
+ * page_granule_ptes_run - Are the PTEs of a granule a run?
+ * @ptep: The first PTE of the granule.
+ *
+ * This looks at the entries only. Whether the PFNs belong to one folio is for
+ * the caller to find out, see page_granule_pte_state().
+ *
+ * Context: The page table lock of @ptep is held.
+ * Return: true if all PTEs are present, equal but for the accessed and dirty
+ * bits, and map consecutive PFNs from a multiple of PAGE_GRANULE_NR on.
+ */
+bool page_granule_ptes_run(pte_t *ptep)
+{
+	unsigned int batch;
+	pte_t expected;
+	int i;
+
+	for (i = 0; i < PAGE_GRANULE_NR; i += batch, ptep += batch) {
+		const pte_t pte = ptep_get(ptep);
+		pte_t compared;
+
+		if (!pte_present(pte))
+			return false;
+		if (!i && !IS_ALIGNED(pte_pfn(pte), PAGE_GRANULE_NR))
+			return false;
+
+		compared = __pte_batch_clear_ignored(pte, FPB_GRANULE);
+		if (i && !pte_same(compared, expected))
+			return false;
+
+		batch = pte_batch_hint(ptep, pte);
+		expected = pte_advance_pfn(compared, batch);
+	}
+
+	return true;
+}
+EXPORT_SYMBOL_IF_KUNIT(page_granule_ptes_run);
+
+/**
+ * page_granule_pte_state - How the page table populates a granule.
+ * @vma: The tagged VMA.
+ * @addr: Start of a granule of @vma.
+ * @ptep: The PTE that maps @addr.
+ *
+ * Context: The page table lock of @ptep is held.
+ * Return: the state of the granule.
+ */
+enum page_granule_state page_granule_pte_state(struct vm_area_struct *vma,
+					       unsigned long addr, pte_t *ptep)
+{
+	const pte_t pte = ptep_get(ptep);
+	struct folio *folio;
+
+	if (pte_none(pte))
+		return pte_range_none(ptep, PAGE_GRANULE_NR) ?
+		       PAGE_GRANULE_EMPTY : PAGE_GRANULE_BROKEN;
+
+	if (!page_granule_ptes_run(ptep))
+		return PAGE_GRANULE_BROKEN;
+
+	if (is_zero_pfn(pte_pfn(pte)))
+		return PAGE_GRANULE_WHOLE;
+
+	/* Folios are naturally aligned: a large enough one holds the run. */
+	folio = vm_normal_folio(vma, addr, pte);
+	if (!folio || folio_order(folio) < PAGE_GRANULE_ORDER)
+		return PAGE_GRANULE_BROKEN;
+
+	return PAGE_GRANULE_WHOLE;
+}
+EXPORT_SYMBOL_IF_KUNIT(page_granule_pte_state);
+
+/**
+ * page_granule_count_fault - Account for a granule that a fault has populated.
+ * @vma: The tagged VMA.
+ * @addr: An address in the granule.
+ * @fill: What it was populated with.
+ */
+void page_granule_count_fault(struct vm_area_struct *vma, unsigned long addr,
+			      enum page_granule_fill fill)
+{
+	count_vm_event(GRANULE_FAULT);
+	if (fill == GRANULE_FILL_SINGLE)
+		count_vm_event(GRANULE_FALLBACK);
+
+	trace_page_granule_fault(vma->vm_mm, addr & PAGE_GRANULE_MASK, fill);
+}
+
+/**
+ * page_granule_split_vma - Account for a granule that a VMA bound will cut.
+ * @vma: The VMA.
+ * @addr: The address of the new bound, inside @vma.
+ *
+ * Huge pages that straddle @addr have been split already.
+ *
+ * Context: The mmap lock and the VMA lock are held for writing.
+ */
+void page_granule_split_vma(struct vm_area_struct *vma, unsigned long addr)
+{
+	const unsigned long start = addr & PAGE_GRANULE_MASK;
+	bool whole = false;
+	spinlock_t *ptl;
+	pte_t *pte;
+	pmd_t *pmd;
+
+	if (addr == start || !vma_has_granule(vma, addr))
+		return;
+
+	pmd = mm_find_pmd(vma->vm_mm, start);
+	if (!pmd)
+		return;
+
+	pte = pte_offset_map_lock(vma->vm_mm, pmd, start, &ptl);
+	if (pte) {
+		whole = page_granule_pte_state(vma, start, pte) ==
+			PAGE_GRANULE_WHOLE;
+		pte_unmap_unlock(pte, ptl);
+	}
+
+	if (whole) {
+		count_vm_event(GRANULE_SPLIT);
+		trace_page_granule_split(vma->vm_mm, start);
+	}
+}
+
+/**
+ * page_granule_exec - Give a new address space the granule it starts with.
+ * @mm: The new address space, not visible to anybody yet.
+ * @secureexec: The program gains privileges.
+ *
+ * mm_init() has copied the settings of the caller of execve(). Programs start
+ * with what PR_GRANULE_EXEC says. One that gains privileges starts clean, lest
+ * the caller choose how it is laid out.
+ */
+void page_granule_exec(struct mm_struct *mm, bool secureexec)
+{
+	if (secureexec)
+		mm_flags_clear(MMF_GRANULE_EXEC, mm);
+
+	if (mm_flags_test(MMF_GRANULE_EXEC, mm))
+		mm_flags_set(MMF_GRANULE_MMAP, mm);
+	else
+		mm_flags_clear(MMF_GRANULE_MMAP, mm);
+
+	/* The contract VMAs stayed behind. */
+	mm_flags_clear(MMF_GRANULE_CONTRACT, mm);
+}
+
+/**
+ * page_granule_parse_size - Is this a size that prctl() knows?
+ * @size: Bytes; 0 stands for the base page.
+ *
+ * Return: the size as a page order, or -EINVAL.
+ */
+int page_granule_parse_size(unsigned long size)
+{
+	switch (size) {
+	case 0:
+	case PAGE_SIZE:
+		return 0;
+	case PAGE_GRANULE_SIZE:
+		return PAGE_GRANULE_ORDER;
+	default:
+		return -EINVAL;
+	}
+}
+EXPORT_SYMBOL_IF_KUNIT(page_granule_parse_size);
+
+/**
+ * page_granule_parse_flags - The granule that mmap() flags ask for.
+ * @flags: MAP_* flags, of which MAP_GRANULE is one.
+ *
+ * Return: the size as a page order, or -EINVAL.
+ */
+int page_granule_parse_flags(unsigned long flags)
+{
+	switch ((flags >> MAP_HUGE_SHIFT) & MAP_HUGE_MASK) {
+	case PAGE_SHIFT:
+		return 0;
+	case PAGE_GRANULE_SHIFT:
+		return PAGE_GRANULE_ORDER;
+	default:
+		return -EINVAL;
+	}
+}
+EXPORT_SYMBOL_IF_KUNIT(page_granule_parse_flags);
+
+/* Only private anonymous memory is populated in granules so far. */
+static bool page_granule_can_tag(struct file *file, unsigned long flags)
+{
+	return !file && (flags & MAP_TYPE) != MAP_SHARED;
+}
+
+/**
+ * page_granule_mmap_prepare - Find out whether a new mapping is tagged.
+ * @file: The file to be mapped or NULL.
+ * @addr: The address asked for.
+ * @len: The length asked for in bytes, rounded up for a contract VMA.
+ * @flags: MAP_* flags; MAP_GRANULE is taken out where it is understood.
+ * @pgoff: The offset into @file in base pages.
+ * @vma_flags: Receives the granule bits.
+ *
+ * MAP_GRANULE is explicit and stronger than the default of the process: it
+ * either makes a contract VMA or opts out, and fails if it can do neither. The
+ * default tags what can be tagged and never fails.
+ *
+ * Context: The mmap lock of current->mm is held for writing.
+ * Return: 0, -EINVAL or -ENOMEM for arguments that mean nothing, -EOPNOTSUPP
+ * if the memory cannot be populated in granules or the administrator said no.
+ */
+int page_granule_mmap_prepare(struct file *file, unsigned long addr,
+			      unsigned long *len, unsigned long *flags,
+			      pgoff_t pgoff, vma_flags_t *vma_flags)
+{
+	const bool fixed = *flags & (MAP_FIXED | MAP_FIXED_NOREPLACE);
+	const bool can_tag = page_granule_can_tag(file, *flags) &&
+			     /* Stacks grow and are placed in base pages. */
+			     !(*flags & MAP_GROWSDOWN) &&
+			     !vma_flags_test_single_mask(vma_flags,
+							 VMA_SHADOW_STACK);
+	const bool offered = page_granule_offered();
+	struct mm_struct *mm = current->mm;
+	int order;
+
+	if (!(*flags & MAP_GRANULE)) {
+		if (can_tag && offered && mm_flags_test(MMF_GRANULE_MMAP, mm))
+			vma_flags_set_mask(vma_flags, VMA_GRANULE);
+		return 0;
+	}
+
+	if (*flags & MAP_HUGETLB)
+		return -EINVAL;
+
+	/* MAP_SHARED ignores the flags that a file does not know. */
+	if (!can_tag && file && (*flags & MAP_TYPE) == MAP_SHARED)
+		return 0;
+
+	order = page_granule_parse_flags(*flags);
+	if (order < 0)
+		return order;
+
+	*flags &= ~MAP_GRANULE;
+	if (!order)
+		return 0;
+
+	if (fixed && !IS_ALIGNED(addr, PAGE_GRANULE_SIZE))
+		return -EINVAL;
+	if (file && !IS_ALIGNED(pgoff, PAGE_GRANULE_NR))
+		return -EINVAL;
+	if (!can_tag || !offered)
+		return -EOPNOTSUPP;
+
+	*len = ALIGN(*len, PAGE_GRANULE_SIZE);
+	if (!*len)
+		return -ENOMEM;
+
+	vma_flags_set_mask(vma_flags, VMA_GRANULE);
+	vma_flags_set_mask(vma_flags, VMA_GRANULE_CONTRACT);
+	mm_flags_set(MMF_GRANULE_CONTRACT, mm);
+	return 0;
+}
+
+/**
+ * page_granule_get_unmapped_area - Place a tagged mapping.
+ * @file: The file to be mapped or NULL.
+ * @addr: A hint, or the address if @flags has MAP_FIXED.
+ * @len: Length in bytes.
+ * @offset: What the address is to be congruent to, modulo PAGE_GRANULE_SIZE.
+ * @flags: MAP_* flags.
+ * @vma_flags: The VMA flags of the new mapping.
+ *
+ * A hint is kept if the memory there is free, rounded down if the mapping is a
+ * contract VMA. The address that is chosen otherwise is congruent to @offset.
+ *
+ * As vm_unmapped_area() does for hugetlb, this searches for a hole that is large
+ * enough wherever it begins, and may miss one that fits exactly.
+ *
+ * Context: The mmap lock of current->mm is held for writing.
+ * Return: an address or a negative error, -ENOMEM if no hole is found.
+ */
+unsigned long
+page_granule_get_unmapped_area(struct file *file, unsigned long addr,
+			       unsigned long len, unsigned long offset,
+			       unsigned long flags, vma_flags_t vma_flags)
+{
+	const bool contract = vma_flags_test_single_mask(&vma_flags,
+							 VMA_GRANULE_CONTRACT);
+	const unsigned long pad = PAGE_GRANULE_SIZE - PAGE_SIZE;
+	unsigned long ret;
+
+	if (flags & MAP_FIXED)
+		return mm_get_unmapped_area_vmaflags(file, addr, len, 0, flags,
+						     vma_flags);
+
+	if (contract) {
+		addr &= PAGE_GRANULE_MASK;
+		if (addr < mmap_min_addr)
+			addr = 0;
+	}
+	if (addr) {
+		ret = mm_get_unmapped_area_vmaflags(file, addr, len, 0, flags,
+						    vma_flags);
+		if (ret == addr)
+			return ret;
+	} else if (IS_ALIGNED(len, PMD_SIZE)) {
+		/* What suits a huge page suits a granule, if there is room. */
+		ret = thp_get_unmapped_area_vmaflags(file, 0, len, 0, flags,
+						     vma_flags);
+		if (!IS_ERR_VALUE(ret) &&
+		    IS_ALIGNED(ret - offset, PAGE_GRANULE_SIZE))
+			return ret;
+	}
+
+	/* The hint is taken, but it may also tell the size of the VA space. */
+	ret = len + pad < len ? -ENOMEM :
+	      mm_get_unmapped_area_vmaflags(file, addr, len + pad, 0, flags,
+					    vma_flags);
+	if (IS_ERR_VALUE(ret))
+		return contract ? ret :
+		       mm_get_unmapped_area_vmaflags(file, addr, len, 0, flags,
+						     vma_flags);
+
+	/* One page of those that the padding leaves to choose from fits. */
+	return ret + ((offset - ret) & ~PAGE_GRANULE_MASK);
+}
+
+/* The mm flag behind a scope of prctl(), or -EINVAL. */
+static int page_granule_scope_flag(unsigned long scope)
+{
+	switch (scope) {
+	case PR_GRANULE_MMAP:
+		return MMF_GRANULE_MMAP;
+	case PR_GRANULE_EXEC:
+		return MMF_GRANULE_EXEC;
+	default:
+		return -EINVAL;
+	}
+}
+
+/**
+ * prctl_get_page_granule - prctl(PR_GET_PAGE_GRANULE)
+ * @scope: PR_GRANULE_*
+ * @arg3: Must be 0.
+ * @arg4: Must be 0.
+ * @arg5: Must be 0.
+ *
+ * Return: the granule in bytes, or -EINVAL.
+ */
+int prctl_get_page_granule(unsigned long scope, unsigned long arg3,
+			   unsigned long arg4, unsigned long arg5)
+{
+	int flag;
+
+	if (arg3 || arg4 || arg5)
+		return -EINVAL;
+
+	/* No program has the 64 KiB ABI yet. */
+	if (scope == PR_GRANULE_ABI)
+		return PAGE_SIZE;
+
+	flag = page_granule_scope_flag(scope);
+	if (flag < 0)
+		return flag;
+
+	return mm_flags_test(flag, current->mm) ? PAGE_GRANULE_SIZE : PAGE_SIZE;
+}
+
+/**
+ * prctl_set_page_granule - prctl(PR_SET_PAGE_GRANULE)
+ * @scope: PR_GRANULE_*
+ * @size: The granule in bytes; 0 stands for the base page.
+ * @arg4: Must be 0.
+ * @arg5: Must be 0.
+ *
+ * The setting is one bit of the address space that is read once by each
+ * mmap(), so no lock is needed.
+ *
+ * Return: 0, -EINVAL for an argument that means nothing, or -EOPNOTSUPP for a
+ * size that is not offered.
+ */
+int prctl_set_page_granule(unsigned long scope, unsigned long size,
+			   unsigned long arg4, unsigned long arg5)
+{
+	int order = page_granule_parse_size(size);
+	int flag;
+
+	if (order < 0 || arg4 || arg5)
+		return -EINVAL;
+
+	if (scope == PR_GRANULE_ABI)
+		return order ? -EOPNOTSUPP : 0;
+
+	flag = page_granule_scope_flag(scope);
+	if (flag < 0)
+		return flag;
+
+	if (!order) {
+		mm_flags_clear(flag, current->mm);
+		return 0;
+	}
+
+	if (!page_granule_offered())
+		return -EOPNOTSUPP;
+
+	mm_flags_set(flag, current->mm);
+	return 0;
+}
+
+#ifdef CONFIG_SYSFS
+static ssize_t enabled_show(struct kobject *kobj, struct kobj_attribute *attr,
+			    char *buf)
+{
+	return sysfs_emit(buf, "%d\n", READ_ONCE(page_granule_enabled));
+}
+
+static ssize_t enabled_store(struct kobject *kobj, struct kobj_attribute *attr,
+			     const char *buf, size_t count)
+{
+	unsigned int value;
+	int error;
+
+	error = kstrtouint(buf, 10, &value);
+	if (error)
+		return error;
+	if (value > 1)
+		return -EINVAL;
+
+	WRITE_ONCE(page_granule_enabled, value);
+	return count;
+}
+
+static struct kobj_attribute enabled_attr = __ATTR_RW(enabled);
+
+static ssize_t sizes_kb_show(struct kobject *kobj, struct kobj_attribute *attr,
+			     char *buf)
+{
+	return sysfs_emit(buf, "%lu %lu\n", PAGE_SIZE / SZ_1K,
+			  PAGE_GRANULE_SIZE / SZ_1K);
+}
+
+static struct kobj_attribute sizes_kb_attr = __ATTR_RO(sizes_kb);
+
+static struct attribute *page_granule_attrs[] = {
+	&enabled_attr.attr,
+	&sizes_kb_attr.attr,
+	NULL,
+};
+
+static const struct attribute_group page_granule_attr_group = {
+	.name = "page_granule",
+	.attrs = page_granule_attrs,
+};
+
+static int __init page_granule_init_sysfs(void)
+{
+	return sysfs_create_group(mm_kobj, &page_granule_attr_group);
+}
+subsys_initcall(page_granule_init_sysfs);
+#endif /* CONFIG_SYSFS */

@@ -1,0 +1,1230 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * KUnit tests for the page granule: the predicates over every alignment, the
+ * parsing of sizes and flags, and the recognition of runs, first in arrays of
+ * made-up PTEs and then in the page tables of a real address space.
+ *
+ * See Documentation/mm/page_granule.rst for the terms.
+ */
+
+#include <kunit/test.h>
+
+#include <linux/mm.h>
+#include <linux/mman.h>
+#include <linux/page_granule.h>
+#include <linux/pgtable.h>
+#include <linux/slab.h>
+#include <linux/swapops.h>
+#include <linux/uaccess.h>
+
+MODULE_IMPORT_NS("EXPORTED_FOR_KUNIT_TESTING");
+
+/* The bits of a VMA that is default-tagged, and of a contract VMA. */
+#define VMA_DEFAULT_TAGGED	mk_vma_flags(VMA_GRANULE_BIT)
+#define VMA_CONTRACT	mk_vma_flags(VMA_GRANULE_BIT, VMA_GRANULE_CONTRACT_BIT)
+
+/* Three granules, in which bounds and addresses are tried at every page. */
+#define SPAN_PAGES	(3 * PAGE_GRANULE_NR)
+#define SPAN_SIZE	(3 * PAGE_GRANULE_SIZE)
+
+/* A range of whole pages in the span, and a page in the range. */
+struct span {
+	int start;
+	int end;
+	int page;
+};
+
+/* Go on to the next one of all that there are; false after the last. */
+static bool next_span(struct span *span)
+{
+	if (++span->page < span->end)
+		return true;
+	if (++span->end <= SPAN_PAGES) {
+		span->page = span->start;
+		return true;
+	}
+	span->page = ++span->start;
+	span->end = span->start + 1;
+	return span->start < SPAN_PAGES;
+}
+
+/* Does the block of 16 pages that holds the page fit into the range? */
+static bool block_fits(const struct span *span)
+{
+	const int first = span->page / PAGE_GRANULE_NR * PAGE_GRANULE_NR;
+
+	return first >= span->start && first + PAGE_GRANULE_NR <= span->end;
+}
+
+static void expect_within(struct kunit *test, bool expected,
+			  unsigned long start, unsigned long end,
+			  unsigned long addr)
+{
+	KUNIT_ASSERT_EQ_MSG(test, expected,
+			    page_granule_within(start, end, addr),
+			    "%lx in [%lx, %lx)", addr, start, end);
+}
+
+static void within(struct kunit *test)
+{
+	static const unsigned long bases[] = {
+		0,
+		SZ_4G,
+		/* The last bytes that there are. */
+		-SPAN_SIZE,
+	};
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(bases); i++) {
+		struct span span = {};
+
+		while (next_span(&span)) {
+			const unsigned long start = bases[i] +
+						    span.start * PAGE_SIZE;
+			const unsigned long end = bases[i] +
+						  span.end * PAGE_SIZE;
+			const unsigned long addr = bases[i] +
+						   span.page * PAGE_SIZE;
+			const bool fits = block_fits(&span);
+
+			/* Cannot be expressed. */
+			if (!end)
+				continue;
+
+			expect_within(test, fits, start, end, addr);
+			expect_within(test, fits, start, end, addr + 1);
+			expect_within(test, fits, start, end,
+				      addr + PAGE_SIZE - 1);
+		}
+	}
+}
+
+static struct vm_area_struct *made_up_vma(struct kunit *test, vma_flags_t flags,
+					  unsigned long start,
+					  unsigned long end)
+{
+	struct vm_area_struct *vma;
+
+	vma = kunit_kzalloc(test, sizeof(*vma), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, vma);
+	vma->vm_start = start;
+	vma->vm_end = end;
+	vma->flags = flags;
+
+	return vma;
+}
+
+/* The two bits are told apart, and a granule takes the first of them. */
+static void vma_bits(struct kunit *test)
+{
+	struct vm_area_struct *vma;
+
+	vma = made_up_vma(test, EMPTY_VMA_FLAGS, SZ_4G, SZ_4G + SPAN_SIZE);
+	KUNIT_EXPECT_FALSE(test, vma_granule_tagged(vma));
+	KUNIT_EXPECT_FALSE(test, vma_granule_contract(vma));
+	KUNIT_EXPECT_FALSE(test, vma_has_granule(vma, SZ_4G));
+	KUNIT_EXPECT_EQ(test, vma_kernel_pagesize(vma), PAGE_SIZE);
+
+	vma->flags = VMA_DEFAULT_TAGGED;
+	KUNIT_EXPECT_TRUE(test, vma_granule_tagged(vma));
+	KUNIT_EXPECT_FALSE(test, vma_granule_contract(vma));
+	KUNIT_EXPECT_TRUE(test, vma_has_granule(vma, SZ_4G));
+	KUNIT_EXPECT_EQ(test, vma_kernel_pagesize(vma), PAGE_SIZE);
+
+	vma->flags = VMA_CONTRACT;
+	KUNIT_EXPECT_TRUE(test, vma_granule_tagged(vma));
+	KUNIT_EXPECT_TRUE(test, vma_granule_contract(vma));
+	KUNIT_EXPECT_TRUE(test, vma_has_granule(vma, SZ_4G));
+	KUNIT_EXPECT_EQ(test, vma_kernel_pagesize(vma), PAGE_GRANULE_SIZE);
+}
+
+/* Larger orders stay, smaller ones go, and that of the granule is there. */
+static void orders(struct kunit *test)
+{
+	unsigned long allowed;
+
+	for (allowed = 0; allowed < BIT(PMD_ORDER + 1); allowed++) {
+		const unsigned long orders = page_granule_orders(allowed);
+		int order;
+
+		for (order = 0; order <= PMD_ORDER; order++) {
+			bool expected = order == PAGE_GRANULE_ORDER ||
+					(order > PAGE_GRANULE_ORDER &&
+					 (allowed & BIT(order)));
+
+			KUNIT_ASSERT_EQ_MSG(test, expected,
+					    !!(orders & BIT(order)),
+					    "order %d of %lx", order, allowed);
+		}
+	}
+}
+
+/*
+ * What a fault may populate: the granule, and nothing smaller, where there is
+ * one, and never more than the VMA has.
+ */
+static void fault_range(struct kunit *test)
+{
+	const unsigned long all = page_granule_orders(BIT(PMD_ORDER) - 1);
+	const unsigned long granule = page_granule_orders(0);
+	struct vm_area_struct *vma;
+	struct span span = {};
+
+	vma = made_up_vma(test, VMA_DEFAULT_TAGGED, 0, 0);
+
+	while (next_span(&span)) {
+		const unsigned long addr = SZ_4G + span.page * PAGE_SIZE;
+		const bool fits = block_fits(&span);
+		unsigned long orders;
+
+		vma->vm_start = SZ_4G + span.start * PAGE_SIZE;
+		vma->vm_end = SZ_4G + span.end * PAGE_SIZE;
+
+		KUNIT_ASSERT_EQ_MSG(test, fits, vma_has_granule(vma, addr),
+				    "%lx in [%lx, %lx)", addr, vma->vm_start,
+				    vma->vm_end);
+
+		orders = thp_vma_suitable_orders(vma, addr, granule);
+		KUNIT_ASSERT_EQ_MSG(test, fits ? BIT(PAGE_GRANULE_ORDER) : 0,
+				    orders, "%lx in [%lx, %lx)", addr,
+				    vma->vm_start, vma->vm_end);
+
+		orders = thp_vma_suitable_orders(vma, addr, all);
+		KUNIT_ASSERT_EQ_MSG(test, fits,
+				    !!(orders & BIT(PAGE_GRANULE_ORDER)),
+				    "%lx in [%lx, %lx)", addr, vma->vm_start,
+				    vma->vm_end);
+	}
+}
+
+static void aligns(struct kunit *test)
+{
+	static const struct {
+		unsigned long len;
+		bool aligned;
+	} cases[] = {
+		{ 0, false },
+		{ 1, false },
+		{ PAGE_SIZE, false },
+		{ PAGE_GRANULE_SIZE - PAGE_SIZE, false },
+		{ PAGE_GRANULE_SIZE - 1, false },
+		{ PAGE_GRANULE_SIZE, true },
+		{ PAGE_GRANULE_SIZE + 1, true },
+		{ PAGE_GRANULE_SIZE + PAGE_SIZE, true },
+		{ PMD_SIZE, true },
+		{ ULONG_MAX & PAGE_MASK, true },
+	};
+	const vma_flags_t untagged = EMPTY_VMA_FLAGS;
+	const vma_flags_t tagged = VMA_DEFAULT_TAGGED;
+	const vma_flags_t contract = VMA_CONTRACT;
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(cases); i++) {
+		const unsigned long len = cases[i].len;
+
+		KUNIT_EXPECT_FALSE_MSG(test, page_granule_aligns(&untagged, len),
+				       "length %lx", len);
+		KUNIT_EXPECT_EQ_MSG(test, cases[i].aligned,
+				    page_granule_aligns(&tagged, len),
+				    "length %lx", len);
+		KUNIT_EXPECT_EQ_MSG(test, cases[i].aligned,
+				    page_granule_aligns(&contract, len),
+				    "length %lx", len);
+	}
+}
+
+static void parse_size(struct kunit *test)
+{
+	int shift;
+
+	KUNIT_EXPECT_EQ(test, page_granule_parse_size(0), 0);
+	KUNIT_EXPECT_EQ(test, page_granule_parse_size(PAGE_SIZE), 0);
+	KUNIT_EXPECT_EQ(test, page_granule_parse_size(PAGE_GRANULE_SIZE),
+			PAGE_GRANULE_ORDER);
+
+	for (shift = 0; shift < BITS_PER_LONG; shift++) {
+		const unsigned long size = BIT(shift);
+
+		if (size != PAGE_SIZE && size != PAGE_GRANULE_SIZE)
+			KUNIT_EXPECT_EQ_MSG(test, page_granule_parse_size(size),
+					    -EINVAL, "size %lx", size);
+		/* Neither is it rounded, in whichever direction. */
+		if (shift) {
+			KUNIT_EXPECT_EQ_MSG(test,
+					    page_granule_parse_size(size + 1),
+					    -EINVAL, "size %lx", size + 1);
+			KUNIT_EXPECT_EQ_MSG(test,
+					    page_granule_parse_size(size - 1),
+					    -EINVAL, "size %lx", size - 1);
+		}
+	}
+
+	/* Several sizes at once are none. */
+	KUNIT_EXPECT_EQ(test,
+			page_granule_parse_size(PAGE_SIZE | PAGE_GRANULE_SIZE),
+			-EINVAL);
+	KUNIT_EXPECT_EQ(test, page_granule_parse_size(ULONG_MAX), -EINVAL);
+	KUNIT_EXPECT_EQ(test,
+			page_granule_parse_size(BIT(32) + PAGE_GRANULE_SIZE),
+			-EINVAL);
+}
+
+static void parse_flags(struct kunit *test)
+{
+	const unsigned long others[] = {
+		0,
+		MAP_PRIVATE | MAP_ANONYMOUS,
+		/* All that there can be besides the size. */
+		~((unsigned long)MAP_HUGE_MASK << MAP_HUGE_SHIFT),
+	};
+	unsigned long size;
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(others); i++) {
+		const unsigned long other = others[i];
+
+		KUNIT_EXPECT_EQ(test, 0,
+				page_granule_parse_flags(other |
+							 MAP_GRANULE_4KB));
+		KUNIT_EXPECT_EQ(test, PAGE_GRANULE_ORDER,
+				page_granule_parse_flags(other |
+							 MAP_GRANULE_64KB));
+
+		for (size = 0; size <= MAP_HUGE_MASK; size++) {
+			const unsigned long flags = other | MAP_GRANULE |
+						    size << MAP_HUGE_SHIFT;
+
+			if (size == PAGE_SHIFT || size == PAGE_GRANULE_SHIFT)
+				continue;
+			KUNIT_EXPECT_EQ_MSG(test, -EINVAL,
+					    page_granule_parse_flags(flags),
+					    "flags %lx", flags);
+		}
+	}
+}
+
+/* Consecutive addresses are backed by consecutive zero pages, granule by granule. */
+static void zero_block(struct kunit *test)
+{
+	const unsigned long first = zero_pfn(0);
+	int i;
+
+	KUNIT_EXPECT_TRUE(test, IS_ALIGNED(first, PAGE_GRANULE_NR));
+	KUNIT_EXPECT_FALSE(test, is_zero_pfn(first - 1));
+	KUNIT_EXPECT_FALSE(test, is_zero_pfn(first + PAGE_GRANULE_NR));
+
+	for (i = 0; i < SPAN_PAGES; i++) {
+		const unsigned long addr = SZ_4G + i * PAGE_SIZE;
+		const unsigned long pfn = zero_pfn(addr);
+		struct page *page = ZERO_PAGE(addr);
+
+		KUNIT_EXPECT_EQ(test, pfn, first + i % PAGE_GRANULE_NR);
+		KUNIT_EXPECT_TRUE(test, is_zero_pfn(pfn));
+		KUNIT_EXPECT_EQ(test, pfn, page_to_pfn(page));
+		KUNIT_EXPECT_NULL(test, memchr_inv(page_address(page), 0,
+						   PAGE_SIZE));
+	}
+}
+
+/*
+ * Made-up PTEs.
+ *
+ * They are in a page of their own, aligned like a page table, because arm64
+ * finds the entries of a contiguous block by the address of the pointer.
+ */
+
+/* Nothing is read or written through it, so any aligned PFN does. */
+#define MADE_UP_PFN	0x12340UL
+
+static pte_t *made_up_table(struct kunit *test)
+{
+	pte_t *table = kunit_kzalloc(test, PAGE_SIZE, GFP_KERNEL);
+
+	KUNIT_ASSERT_NOT_NULL(test, table);
+	KUNIT_ASSERT_TRUE(test, IS_ALIGNED((unsigned long)table, PAGE_SIZE));
+	return table;
+}
+
+/*
+ * A writable page of user memory that nobody has touched. It is soft-dirty
+ * because pte_mkdirty() makes it so where that exists.
+ */
+static pte_t made_up_pte(unsigned long pfn)
+{
+	pte_t pte = pte_mkwrite_novma(pfn_pte(pfn, PAGE_SHARED));
+
+	return pte_mksoft_dirty(pte_mkclean(pte_mkold(pte)));
+}
+
+static void fill_run(pte_t *ptep, unsigned long pfn)
+{
+	int i;
+
+	for (i = 0; i < PAGE_GRANULE_NR; i++)
+		ptep[i] = made_up_pte(pfn + i);
+}
+
+/* PTE bits that one entry of a run may or may not have. */
+typedef pte_t (*change_pte_fn)(pte_t pte);
+
+static pte_t protnone(pte_t pte)
+{
+	return pte_modify(pte, PAGE_NONE);
+}
+
+static pte_t young_and_dirty(pte_t pte)
+{
+	return pte_mkyoung(pte_mkdirty(pte));
+}
+
+/*
+ * Change one of the PTEs of a run, each in turn, and expect that it is a run
+ * still or not. Change them all and expect that it is one.
+ */
+static void expect_change(struct kunit *test, pte_t *ptep, change_pte_fn change,
+			  bool run)
+{
+	int i;
+
+	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		const pte_t pte = ptep[i];
+
+		ptep[i] = change(pte);
+		KUNIT_EXPECT_EQ_MSG(test, run, page_granule_ptes_run(ptep),
+				    "entry %d", i);
+		ptep[i] = pte;
+	}
+
+	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		KUNIT_EXPECT_EQ_MSG(test, !i || run, page_granule_ptes_run(ptep),
+				    "first %d entries", i);
+		ptep[i] = change(ptep[i]);
+	}
+	KUNIT_EXPECT_TRUE(test, page_granule_ptes_run(ptep));
+}
+
+/* A run begins at a multiple of 16, wherever in the table and in memory. */
+static void run_alignment(struct kunit *test)
+{
+	pte_t *table = made_up_table(test);
+	int index, i;
+
+	for (index = 0; index < PTRS_PER_PTE; index += PAGE_GRANULE_NR) {
+		pte_t *ptep = table + index;
+
+		for (i = 0; i < 4 * PAGE_GRANULE_NR; i++) {
+			fill_run(ptep, MADE_UP_PFN + i);
+			KUNIT_EXPECT_EQ_MSG(test, i % PAGE_GRANULE_NR == 0,
+					    page_granule_ptes_run(ptep),
+					    "PFN %lx", MADE_UP_PFN + i);
+		}
+	}
+
+	/* The first block of memory is not special. */
+	fill_run(table, 0);
+	KUNIT_EXPECT_TRUE(test, page_granule_ptes_run(table));
+}
+
+/* The neighbours in the table do not matter. */
+static void run_neighbours(struct kunit *test)
+{
+	pte_t *table = made_up_table(test);
+	pte_t *ptep = table + PAGE_GRANULE_NR;
+
+	fill_run(ptep, MADE_UP_PFN);
+	KUNIT_EXPECT_TRUE(test, page_granule_ptes_run(ptep));
+	KUNIT_EXPECT_FALSE(test, page_granule_ptes_run(ptep - 1));
+	KUNIT_EXPECT_FALSE(test, page_granule_ptes_run(ptep + 1));
+
+	fill_run(ptep + PAGE_GRANULE_NR, MADE_UP_PFN + PAGE_GRANULE_NR);
+	KUNIT_EXPECT_TRUE(test, page_granule_ptes_run(ptep));
+	fill_run(ptep + PAGE_GRANULE_NR, MADE_UP_PFN);
+	KUNIT_EXPECT_TRUE(test, page_granule_ptes_run(ptep));
+}
+
+static void run_hole(struct kunit *test)
+{
+	pte_t *ptep = made_up_table(test);
+	int i;
+
+	KUNIT_EXPECT_FALSE(test, page_granule_ptes_run(ptep));
+
+	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		fill_run(ptep, MADE_UP_PFN);
+		ptep[i] = __pte(0);
+		KUNIT_EXPECT_FALSE_MSG(test, page_granule_ptes_run(ptep),
+				       "entry %d", i);
+	}
+}
+
+static void run_wrong_pfn(struct kunit *test)
+{
+	/* The page before, the page after, the same place in another block. */
+	static const int offsets[] = {
+		-1, 1, -PAGE_GRANULE_NR, PAGE_GRANULE_NR, 4 * PAGE_GRANULE_NR,
+	};
+	pte_t *ptep = made_up_table(test);
+	int i, j;
+
+	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		for (j = 0; j < ARRAY_SIZE(offsets); j++) {
+			fill_run(ptep, MADE_UP_PFN);
+			ptep[i] = made_up_pte(MADE_UP_PFN + i + offsets[j]);
+			KUNIT_EXPECT_FALSE_MSG(test,
+					       page_granule_ptes_run(ptep),
+					       "entry %d off by %d", i,
+					       offsets[j]);
+		}
+	}
+
+	/* All the same, and backwards. */
+	for (i = 0; i < PAGE_GRANULE_NR; i++)
+		ptep[i] = made_up_pte(MADE_UP_PFN);
+	KUNIT_EXPECT_FALSE(test, page_granule_ptes_run(ptep));
+	for (i = 0; i < PAGE_GRANULE_NR; i++)
+		ptep[i] = made_up_pte(MADE_UP_PFN - i);
+	KUNIT_EXPECT_FALSE(test, page_granule_ptes_run(ptep));
+}
+
+static void run_write(struct kunit *test)
+{
+	pte_t *ptep = made_up_table(test);
+
+	fill_run(ptep, MADE_UP_PFN);
+	expect_change(test, ptep, pte_wrprotect, false);
+}
+
+static void run_soft_dirty(struct kunit *test)
+{
+	pte_t *ptep = made_up_table(test);
+
+	if (!pgtable_supports_soft_dirty())
+		kunit_skip(test, "needs CONFIG_MEM_SOFT_DIRTY");
+
+	fill_run(ptep, MADE_UP_PFN);
+	expect_change(test, ptep, pte_clear_soft_dirty, false);
+}
+
+static void run_uffd(struct kunit *test)
+{
+	pte_t *ptep = made_up_table(test);
+	int i;
+
+	if (!pte_uffd(pte_mkuffd(made_up_pte(MADE_UP_PFN))))
+		kunit_skip(test, "needs CONFIG_HAVE_ARCH_USERFAULTFD_WP");
+
+	/* Write-protected before, so that the one bit is all that changes. */
+	fill_run(ptep, MADE_UP_PFN);
+	for (i = 0; i < PAGE_GRANULE_NR; i++)
+		ptep[i] = pte_wrprotect(ptep[i]);
+	expect_change(test, ptep, pte_mkuffd, false);
+}
+
+/* The hardware sets these for one entry at a time. */
+static void run_accessed_dirty(struct kunit *test)
+{
+	pte_t *ptep = made_up_table(test);
+
+	fill_run(ptep, MADE_UP_PFN);
+	expect_change(test, ptep, pte_mkyoung, true);
+	fill_run(ptep, MADE_UP_PFN);
+	expect_change(test, ptep, pte_mkdirty, true);
+	fill_run(ptep, MADE_UP_PFN);
+	expect_change(test, ptep, young_and_dirty, true);
+}
+
+/* The NUMA balancing fault takes them away, yet they are present. */
+static void run_protnone(struct kunit *test)
+{
+	pte_t *ptep = made_up_table(test);
+
+	fill_run(ptep, MADE_UP_PFN);
+	expect_change(test, ptep, protnone, false);
+}
+
+static void run_special(struct kunit *test)
+{
+	pte_t *ptep = made_up_table(test);
+
+	fill_run(ptep, MADE_UP_PFN);
+	expect_change(test, ptep, pte_mkspecial, false);
+}
+
+static void run_swap(struct kunit *test)
+{
+	pte_t *ptep = made_up_table(test);
+	int i;
+
+	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		fill_run(ptep, MADE_UP_PFN);
+		ptep[i] = swp_entry_to_pte(swp_entry(0, MADE_UP_PFN + i));
+		KUNIT_EXPECT_FALSE_MSG(test, page_granule_ptes_run(ptep),
+				       "entry %d", i);
+	}
+
+	/* Consecutive slots are not present either. */
+	for (i = 0; i < PAGE_GRANULE_NR; i++)
+		ptep[i] = swp_entry_to_pte(swp_entry(0, MADE_UP_PFN + i));
+	KUNIT_EXPECT_FALSE(test, page_granule_ptes_run(ptep));
+
+	for (i = 0; i < PAGE_GRANULE_NR; i++)
+		ptep[i] = make_pte_marker(PTE_MARKER_GUARD);
+	KUNIT_EXPECT_FALSE(test, page_granule_ptes_run(ptep));
+}
+
+#ifdef CONFIG_ARM64_CONTPTE
+/*
+ * Contiguous entries are read as a block, whose accessed and dirty bits belong
+ * to all of it.
+ */
+static void run_contpte(struct kunit *test)
+{
+	static const change_pte_fn changes[] = {
+		pte_mkyoung, pte_mkdirty, young_and_dirty,
+	};
+	pte_t *ptep = made_up_table(test) + PAGE_GRANULE_NR;
+	int i, j;
+
+	for (i = 0; i < ARRAY_SIZE(changes); i++) {
+		fill_run(ptep, MADE_UP_PFN);
+		for (j = 0; j < PAGE_GRANULE_NR; j++)
+			ptep[j] = pte_mkcont(ptep[j]);
+		expect_change(test, ptep, changes[i], true);
+	}
+
+	/* Protected as a whole. */
+	for (i = 0; i < PAGE_GRANULE_NR; i++)
+		ptep[i] = pte_wrprotect(ptep[i]);
+	KUNIT_EXPECT_TRUE(test, page_granule_ptes_run(ptep));
+
+	/* A contiguous block at the wrong place in memory is no run. */
+	for (i = 0; i < PAGE_GRANULE_NR; i++)
+		ptep[i] = pte_mkcont(made_up_pte(MADE_UP_PFN + 1 + i));
+	KUNIT_EXPECT_FALSE(test, page_granule_ptes_run(ptep));
+}
+#endif /* CONFIG_ARM64_CONTPTE */
+
+/* What the made-up PTEs of a granule at SZ_4G say about it. */
+static enum page_granule_state made_up_state(struct kunit *test, pte_t *ptep)
+{
+	struct vm_area_struct *vma;
+
+	vma = made_up_vma(test, VMA_CONTRACT, SZ_4G, SZ_4G + SPAN_SIZE);
+	return page_granule_pte_state(vma, SZ_4G, ptep);
+}
+
+static void state_empty(struct kunit *test)
+{
+	pte_t *ptep = made_up_table(test);
+
+	KUNIT_EXPECT_EQ(test, made_up_state(test, ptep), PAGE_GRANULE_EMPTY);
+
+	/* Whatever follows. */
+	fill_run(ptep + PAGE_GRANULE_NR, MADE_UP_PFN);
+	KUNIT_EXPECT_EQ(test, made_up_state(test, ptep), PAGE_GRANULE_EMPTY);
+}
+
+/* One page, swap entry or marker is enough for a granule not to be empty. */
+static void state_partly(struct kunit *test)
+{
+	pte_t *ptep = made_up_table(test);
+	const pte_t ptes[] = {
+		made_up_pte(MADE_UP_PFN),
+		pte_mkspecial(pfn_pte(zero_pfn(0), PAGE_READONLY)),
+		swp_entry_to_pte(swp_entry(0, 1)),
+		make_pte_marker(PTE_MARKER_GUARD),
+	};
+	int i, j;
+
+	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		for (j = 0; j < ARRAY_SIZE(ptes); j++) {
+			ptep[i] = ptes[j];
+			KUNIT_EXPECT_EQ_MSG(test, made_up_state(test, ptep),
+					    PAGE_GRANULE_BROKEN,
+					    "kind %d at entry %d", j, i);
+			ptep[i] = __pte(0);
+		}
+	}
+}
+
+static void state_swap(struct kunit *test)
+{
+	pte_t *ptep = made_up_table(test);
+	int i;
+
+	for (i = 0; i < PAGE_GRANULE_NR; i++)
+		ptep[i] = swp_entry_to_pte(swp_entry(0, 16 + i));
+	KUNIT_EXPECT_EQ(test, made_up_state(test, ptep), PAGE_GRANULE_BROKEN);
+}
+
+/* The zero pages are in no folio, but in order they are a run. */
+static void state_zero(struct kunit *test)
+{
+	pte_t *ptep = made_up_table(test);
+	int i;
+
+	for (i = 0; i < PAGE_GRANULE_NR; i++)
+		ptep[i] = pte_mkspecial(pfn_pte(zero_pfn(i * PAGE_SIZE),
+						PAGE_READONLY));
+	KUNIT_EXPECT_EQ(test, made_up_state(test, ptep), PAGE_GRANULE_WHOLE);
+
+	/* One zero page for all of them is what other VMAs get. */
+	for (i = 0; i < PAGE_GRANULE_NR; i++)
+		ptep[i] = pte_mkspecial(pfn_pte(zero_pfn(0), PAGE_READONLY));
+	KUNIT_EXPECT_EQ(test, made_up_state(test, ptep), PAGE_GRANULE_BROKEN);
+}
+
+static void put_folio(void *folio)
+{
+	folio_put(folio);
+}
+
+static struct folio *get_folio(struct kunit *test, unsigned int order)
+{
+	struct folio *folio = folio_alloc(GFP_KERNEL, order);
+
+	KUNIT_ASSERT_NOT_NULL(test, folio);
+	KUNIT_ASSERT_EQ(test, 0,
+			kunit_add_action_or_reset(test, put_folio, folio));
+	return folio;
+}
+
+static void state_folio(struct kunit *test)
+{
+	pte_t *ptep = made_up_table(test);
+	unsigned long pfn;
+	int i;
+
+	pfn = folio_pfn(get_folio(test, PAGE_GRANULE_ORDER));
+	fill_run(ptep, pfn);
+	KUNIT_EXPECT_EQ(test, made_up_state(test, ptep), PAGE_GRANULE_WHOLE);
+
+	/* Any change that breaks the run breaks the granule. */
+	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		const pte_t pte = ptep[i];
+
+		ptep[i] = pte_wrprotect(pte);
+		KUNIT_EXPECT_EQ_MSG(test, made_up_state(test, ptep),
+				    PAGE_GRANULE_BROKEN, "entry %d", i);
+		ptep[i] = pte;
+	}
+
+	/* A quarter of a larger folio is as good, whichever of them. */
+	pfn = folio_pfn(get_folio(test, PAGE_GRANULE_ORDER + 2));
+	for (i = 0; i < 4; i++) {
+		fill_run(ptep, pfn + i * PAGE_GRANULE_NR);
+		KUNIT_EXPECT_EQ_MSG(test, made_up_state(test, ptep),
+				    PAGE_GRANULE_WHOLE, "quarter %d", i);
+	}
+
+	/* 16 pages of it, but not from a multiple of 16 on. */
+	fill_run(ptep, pfn + 1);
+	KUNIT_EXPECT_EQ(test, made_up_state(test, ptep), PAGE_GRANULE_BROKEN);
+}
+
+static void free_block(void *page)
+{
+	__free_pages(page, PAGE_GRANULE_ORDER);
+}
+
+/* Consecutive pages that are no folio can be reclaimed one by one. */
+static void state_pages(struct kunit *test)
+{
+	pte_t *ptep = made_up_table(test);
+	struct page *page;
+
+	page = alloc_pages(GFP_KERNEL, PAGE_GRANULE_ORDER);
+	KUNIT_ASSERT_NOT_NULL(test, page);
+	KUNIT_ASSERT_EQ(test, 0,
+			kunit_add_action_or_reset(test, free_block, page));
+
+	fill_run(ptep, page_to_pfn(page));
+	KUNIT_EXPECT_TRUE(test, page_granule_ptes_run(ptep));
+	KUNIT_EXPECT_EQ(test, made_up_state(test, ptep), PAGE_GRANULE_BROKEN);
+}
+
+/*
+ * A real address space, in which this thread is the only one.
+ */
+
+/* What the page table says about one granule. */
+struct granule_seen {
+	enum page_granule_state state;
+	unsigned long pfn;	/* of the first entry */
+	unsigned int present;	/* entries that are, ... */
+	unsigned int zero;	/* ... that map a zero page, ... */
+	unsigned int writable;	/* ... that can be written to, ... */
+	unsigned int cont;	/* ... and that have the contiguous bit */
+};
+
+/* Only what modules may use. The mmap lock keeps the page table where it is. */
+static pte_t *lock_pte(struct mm_struct *mm, unsigned long addr,
+		       spinlock_t **ptlp)
+{
+	pgd_t *pgd = pgd_offset(mm, addr);
+	p4d_t *p4d;
+	pud_t *pud;
+	pmd_t *pmd;
+
+	if (pgd_none(*pgd))
+		return NULL;
+	p4d = p4d_offset(pgd, addr);
+	if (p4d_none(*p4d))
+		return NULL;
+	pud = pud_offset(p4d, addr);
+	if (pud_none(*pud) || pud_leaf(*pud))
+		return NULL;
+	pmd = pmd_offset(pud, addr);
+	if (pmd_none(*pmd) || pmd_leaf(*pmd))
+		return NULL;
+
+	*ptlp = pte_lockptr(mm, pmd);
+	spin_lock(*ptlp);
+	return pte_offset_kernel(pmd, addr);
+}
+
+/* The bit itself, as it is in memory: nothing is inferred. */
+static bool pte_is_contiguous(pte_t *ptep)
+{
+#ifdef CONFIG_ARM64_CONTPTE
+	return pte_cont(__ptep_get(ptep));
+#else
+	return false;
+#endif
+}
+
+/* Look at the block at @addr. Nothing fails in here, where locks are held. */
+static struct granule_seen look(unsigned long addr)
+{
+	struct granule_seen seen = { .state = PAGE_GRANULE_EMPTY };
+	struct mm_struct *mm = current->mm;
+	struct vm_area_struct *vma;
+	spinlock_t *ptl; /* of the page table */
+	pte_t *ptep;
+	int i;
+
+	mmap_read_lock(mm);
+	vma = find_vma(mm, addr);
+	ptep = lock_pte(mm, addr, &ptl);
+	if (vma && ptep) {
+		seen.state = page_granule_pte_state(vma, addr, ptep);
+		seen.pfn = pte_pfn(ptep_get(ptep));
+		for (i = 0; i < PAGE_GRANULE_NR; i++) {
+			const pte_t pte = ptep_get(ptep + i);
+
+			if (!pte_present(pte))
+				continue;
+			seen.present++;
+			seen.zero += is_zero_pfn(pte_pfn(pte));
+			seen.writable += !!pte_write(pte);
+			seen.cont += pte_is_contiguous(ptep + i);
+		}
+	}
+	if (ptep)
+		spin_unlock(ptl);
+	mmap_read_unlock(mm);
+
+	return seen;
+}
+
+static void expect_empty(struct kunit *test, unsigned long addr)
+{
+	const struct granule_seen seen = look(addr);
+
+	KUNIT_EXPECT_EQ(test, seen.state, PAGE_GRANULE_EMPTY);
+	KUNIT_EXPECT_EQ(test, seen.present, 0);
+}
+
+static void expect_whole(struct kunit *test, unsigned long addr, bool zero)
+{
+	const struct granule_seen seen = look(addr);
+
+	KUNIT_EXPECT_EQ(test, seen.state, PAGE_GRANULE_WHOLE);
+	KUNIT_EXPECT_TRUE(test, IS_ALIGNED(seen.pfn, PAGE_GRANULE_NR));
+	KUNIT_EXPECT_EQ(test, seen.present, PAGE_GRANULE_NR);
+	KUNIT_EXPECT_EQ(test, seen.zero, zero ? PAGE_GRANULE_NR : 0);
+	KUNIT_EXPECT_EQ(test, seen.writable, zero ? 0 : PAGE_GRANULE_NR);
+	if (IS_ENABLED(CONFIG_ARM64_CONTPTE))
+		KUNIT_EXPECT_EQ(test, seen.cont, PAGE_GRANULE_NR);
+}
+
+/* A block in which only some pages have been touched, one by one. */
+static void expect_broken(struct kunit *test, unsigned long addr,
+			  unsigned int present)
+{
+	const struct granule_seen seen = look(addr);
+
+	KUNIT_EXPECT_EQ(test, seen.state, PAGE_GRANULE_BROKEN);
+	KUNIT_EXPECT_EQ(test, seen.present, present);
+	KUNIT_EXPECT_EQ(test, seen.cont, 0);
+}
+
+/*
+ * Map anonymous memory. The THP settings of the machine are kept out of it, so
+ * that what is populated is what the granule asked for.
+ */
+static unsigned long map(struct kunit *test, unsigned long addr,
+			 unsigned long len, unsigned long flags)
+{
+	unsigned long ret;
+
+	KUNIT_ASSERT_EQ(test, kunit_attach_mm(), 0);
+	mm_flags_set(MMF_DISABLE_THP_COMPLETELY, current->mm);
+
+	ret = kunit_vm_mmap(test, NULL, addr, len, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS | flags, 0);
+	if (ret == -EOPNOTSUPP)
+		kunit_skip(test, "write 1 to /sys/kernel/mm/page_granule/enabled");
+	KUNIT_ASSERT_FALSE_MSG(test, !ret || IS_ERR_VALUE(ret),
+			       "mmap: %ld", (long)ret);
+	return ret;
+}
+
+/* A contract VMA of three granules. */
+static unsigned long map_contract(struct kunit *test)
+{
+	unsigned long addr = map(test, 0, SPAN_SIZE, MAP_GRANULE_64KB);
+
+	KUNIT_ASSERT_TRUE(test, IS_ALIGNED(addr, PAGE_GRANULE_SIZE));
+	return addr;
+}
+
+/* A default-tagged VMA of @pages pages, @skip pages into a free span. */
+static unsigned long map_default(struct kunit *test, int skip, int pages)
+{
+	unsigned long addr = map_contract(test);
+
+	KUNIT_ASSERT_EQ(test, vm_munmap(addr, SPAN_SIZE), 0);
+
+	mm_flags_set(MMF_GRANULE_MMAP, current->mm);
+	KUNIT_ASSERT_EQ(test, addr + skip * PAGE_SIZE,
+			map(test, addr + skip * PAGE_SIZE, pages * PAGE_SIZE,
+			    MAP_FIXED_NOREPLACE));
+	mm_flags_clear(MMF_GRANULE_MMAP, current->mm);
+	return addr;
+}
+
+static void write_byte(struct kunit *test, unsigned long addr, u8 value)
+{
+	KUNIT_ASSERT_EQ(test, put_user(value, (u8 __user *)addr), 0);
+}
+
+static u8 read_byte(struct kunit *test, unsigned long addr)
+{
+	u8 value = 0xff;
+
+	KUNIT_ASSERT_EQ(test, get_user(value, (u8 __user *)addr), 0);
+	return value;
+}
+
+/* The granule at @addr reads as zero, but for one byte. */
+static void expect_contents(struct kunit *test, unsigned long addr,
+			    unsigned long offset, u8 value)
+{
+	u8 *buf = kunit_kzalloc(test, PAGE_GRANULE_SIZE, GFP_KERNEL);
+
+	KUNIT_ASSERT_NOT_NULL(test, buf);
+	KUNIT_ASSERT_EQ(test, 0, copy_from_user(buf, (void __user *)addr,
+						PAGE_GRANULE_SIZE));
+	KUNIT_EXPECT_EQ(test, buf[offset], value);
+	buf[offset] = 0;
+	KUNIT_EXPECT_NULL(test, memchr_inv(buf, 0, PAGE_GRANULE_SIZE));
+	kunit_kfree(test, buf);
+}
+
+static long anon_pages(void)
+{
+	return get_mm_counter_sum(current->mm, MM_ANONPAGES);
+}
+
+/* One byte written to any page of a granule makes it whole. */
+static void mm_write(struct kunit *test)
+{
+	int page;
+
+	for (page = 0; page < PAGE_GRANULE_NR; page++) {
+		const unsigned long addr = map_contract(test);
+		const unsigned long granule = addr + PAGE_GRANULE_SIZE;
+		const unsigned long offset = page * PAGE_SIZE + 123;
+
+		expect_empty(test, granule);
+		write_byte(test, granule + offset, 0xa5);
+
+		expect_whole(test, granule, false);
+		expect_empty(test, addr);
+		expect_empty(test, addr + 2 * PAGE_GRANULE_SIZE);
+		KUNIT_EXPECT_EQ(test, anon_pages(), PAGE_GRANULE_NR);
+		expect_contents(test, granule, offset, 0xa5);
+
+		/* Or the next mapping would have neighbours. */
+		KUNIT_ASSERT_EQ(test, vm_munmap(addr, SPAN_SIZE), 0);
+		KUNIT_EXPECT_EQ(test, anon_pages(), 0);
+	}
+}
+
+/* One byte read from any page of a granule maps the zero block, for free. */
+static void mm_read(struct kunit *test)
+{
+	int page;
+
+	for (page = 0; page < PAGE_GRANULE_NR; page++) {
+		const unsigned long addr = map_contract(test);
+		const unsigned long granule = addr + PAGE_GRANULE_SIZE;
+
+		KUNIT_EXPECT_EQ(test, 0,
+				read_byte(test, granule + page * PAGE_SIZE));
+
+		expect_whole(test, granule, true);
+		KUNIT_EXPECT_EQ(test, look(granule).pfn, zero_pfn(0));
+		expect_empty(test, addr);
+		expect_empty(test, addr + 2 * PAGE_GRANULE_SIZE);
+		KUNIT_EXPECT_EQ(test, anon_pages(), 0);
+		expect_contents(test, granule, 0, 0);
+
+		KUNIT_ASSERT_EQ(test, vm_munmap(addr, SPAN_SIZE), 0);
+	}
+}
+
+/* The first write to any page replaces all of the zero block. */
+static void mm_write_after_read(struct kunit *test)
+{
+	int page;
+
+	for (page = 0; page < PAGE_GRANULE_NR; page++) {
+		const unsigned long addr = map_contract(test);
+		const unsigned long granule = addr + PAGE_GRANULE_SIZE;
+		const unsigned long offset = page * PAGE_SIZE + 321;
+
+		/* The neighbours are to stay as they are. */
+		KUNIT_EXPECT_EQ(test, read_byte(test, addr), 0);
+		KUNIT_EXPECT_EQ(test, read_byte(test, granule), 0);
+		expect_whole(test, granule, true);
+		write_byte(test, granule + offset, 0x5a);
+
+		expect_whole(test, granule, false);
+		expect_whole(test, addr, true);
+		expect_empty(test, addr + 2 * PAGE_GRANULE_SIZE);
+		KUNIT_EXPECT_EQ(test, anon_pages(), PAGE_GRANULE_NR);
+		expect_contents(test, granule, offset, 0x5a);
+		expect_contents(test, addr, 0, 0);
+
+		KUNIT_ASSERT_EQ(test, vm_munmap(addr, SPAN_SIZE), 0);
+	}
+}
+
+/*
+ * The bounds of a default-tagged VMA may cut off its first and last block:
+ *
+ *   0         64K       128K      192K
+ *   |   *******|*********|******   |
+ *
+ * They are populated in base pages, what is between them as a granule.
+ */
+static void mm_default_bounds(struct kunit *test)
+{
+	int cut;
+
+	for (cut = 1; cut < PAGE_GRANULE_NR; cut++) {
+		const unsigned long addr =
+			map_default(test, cut, SPAN_PAGES - 2 * cut);
+		const unsigned long granule = addr + PAGE_GRANULE_SIZE;
+		const unsigned long end = granule + PAGE_GRANULE_SIZE;
+
+		write_byte(test, granule - PAGE_SIZE, 1);
+		write_byte(test, end, 1);
+		expect_broken(test, addr, 1);
+		expect_broken(test, end, 1);
+		expect_empty(test, granule);
+
+		write_byte(test, granule, 1);
+		expect_whole(test, granule, false);
+		expect_broken(test, addr, 1);
+		expect_broken(test, end, 1);
+		KUNIT_EXPECT_EQ(test, anon_pages(), PAGE_GRANULE_NR + 2);
+
+		KUNIT_ASSERT_EQ(test, vm_munmap(addr, SPAN_SIZE), 0);
+	}
+}
+
+/* The same for reads: one zero page each. */
+static void mm_default_bounds_read(struct kunit *test)
+{
+	const unsigned long addr = map_default(test, 1, SPAN_PAGES - 2);
+	const unsigned long granule = addr + PAGE_GRANULE_SIZE;
+	const unsigned long end = granule + PAGE_GRANULE_SIZE;
+
+	KUNIT_EXPECT_EQ(test, read_byte(test, granule - 1), 0);
+	KUNIT_EXPECT_EQ(test, read_byte(test, end), 0);
+	KUNIT_EXPECT_EQ(test, read_byte(test, end - 1), 0);
+	expect_broken(test, addr, 1);
+	expect_broken(test, end, 1);
+	expect_whole(test, granule, true);
+	KUNIT_EXPECT_EQ(test, anon_pages(), 0);
+}
+
+/* Who has not asked for a granule, or opted out, gets a page. */
+static void mm_untagged(struct kunit *test)
+{
+	unsigned long addr, granule;
+
+	addr = map(test, 0, SPAN_SIZE, 0);
+	granule = ALIGN(addr, PAGE_GRANULE_SIZE);
+	write_byte(test, granule, 1);
+	expect_broken(test, granule, 1);
+	KUNIT_EXPECT_EQ(test, read_byte(test, granule + PAGE_SIZE), 0);
+	expect_broken(test, granule, 2);
+
+	mm_flags_set(MMF_GRANULE_MMAP, current->mm);
+	addr = map(test, 0, SPAN_SIZE, MAP_GRANULE_4KB);
+	granule = ALIGN(addr, PAGE_GRANULE_SIZE);
+	write_byte(test, granule, 1);
+	expect_broken(test, granule, 1);
+}
+
+/* A call that would cut a contract granule fails, and the run stays. */
+static void mm_contract_munmap(struct kunit *test)
+{
+	const unsigned long addr = map_contract(test);
+	const unsigned long granule = addr + PAGE_GRANULE_SIZE;
+	int page;
+
+	write_byte(test, granule, 1);
+
+	for (page = 1; page < PAGE_GRANULE_NR; page++) {
+		const unsigned long len = page * PAGE_SIZE;
+
+		KUNIT_EXPECT_EQ(test, vm_munmap(granule, len), -EINVAL);
+		KUNIT_EXPECT_EQ(test, vm_munmap(granule + len,
+						PAGE_GRANULE_SIZE - len),
+				-EINVAL);
+		/* Neither does an end that is a multiple of 64 KiB help. */
+		KUNIT_EXPECT_EQ(test, vm_munmap(addr, PAGE_GRANULE_SIZE + len),
+				-EINVAL);
+		expect_whole(test, granule, false);
+	}
+
+	KUNIT_EXPECT_EQ(test, vm_munmap(granule, PAGE_GRANULE_SIZE), 0);
+	KUNIT_EXPECT_EQ(test, anon_pages(), 0);
+}
+
+/*
+ * On a default-tagged VMA it is legal. What remains is no run, and the CPU must
+ * not be told that it is one.
+ */
+static void mm_default_munmap(struct kunit *test)
+{
+	int page;
+
+	for (page = 0; page < PAGE_GRANULE_NR; page++) {
+		const unsigned long addr = map_default(test, 0, SPAN_PAGES);
+		const unsigned long granule = addr + PAGE_GRANULE_SIZE;
+
+		write_byte(test, granule, 1);
+		expect_whole(test, granule, false);
+
+		KUNIT_EXPECT_EQ(test, 0, vm_munmap(granule + page * PAGE_SIZE,
+						   PAGE_SIZE));
+		expect_broken(test, granule, PAGE_GRANULE_NR - 1);
+		KUNIT_EXPECT_EQ(test, anon_pages(), PAGE_GRANULE_NR - 1);
+
+		KUNIT_ASSERT_EQ(test, vm_munmap(addr, SPAN_SIZE), 0);
+	}
+}
+
+/*
+ * A range is refused if either of its ends lies inside a granule of a contract
+ * VMA, wherever the other one is:
+ *
+ *   0         64K       128K      192K      256K      320K
+ *   | untagged | contract: three granules   | default  |
+ */
+static void mm_check_range(struct kunit *test)
+{
+	const int pages = SPAN_PAGES + 2 * PAGE_GRANULE_NR;
+	struct mm_struct *mm;
+	unsigned long addr;
+	int start, end;
+
+	addr = map(test, 0, pages * PAGE_SIZE, MAP_GRANULE_64KB);
+	mm = current->mm;
+	KUNIT_ASSERT_TRUE(test, mm_has_granule_contract(mm));
+	KUNIT_ASSERT_EQ(test, vm_munmap(addr, PAGE_GRANULE_SIZE), 0);
+	KUNIT_ASSERT_EQ(test, 0, vm_munmap(addr + (pages - PAGE_GRANULE_NR) *
+					   PAGE_SIZE, PAGE_GRANULE_SIZE));
+	map(test, addr, PAGE_GRANULE_SIZE, MAP_FIXED);
+	mm_flags_set(MMF_GRANULE_MMAP, mm);
+	map(test, addr + (pages - PAGE_GRANULE_NR) * PAGE_SIZE,
+	    PAGE_GRANULE_SIZE, MAP_FIXED);
+
+	for (start = 0; start < pages; start++) {
+		for (end = start + 1; end <= pages; end++) {
+			const bool cuts =
+				(start % PAGE_GRANULE_NR &&
+				 start / PAGE_GRANULE_NR >= 1 &&
+				 start / PAGE_GRANULE_NR <= 3) ||
+				(end % PAGE_GRANULE_NR &&
+				 end / PAGE_GRANULE_NR >= 1 &&
+				 end / PAGE_GRANULE_NR <= 3);
+			int ret;
+
+			mmap_read_lock(mm);
+			ret = page_granule_check_range(mm,
+						       addr + start * PAGE_SIZE,
+						       addr + end * PAGE_SIZE);
+			mmap_read_unlock(mm);
+			KUNIT_ASSERT_EQ_MSG(test, ret, cuts ? -EINVAL : 0,
+					    "pages %d to %d", start, end);
+		}
+	}
+}
+
+static struct kunit_case page_granule_cases[] = {
+	KUNIT_CASE(within),
+	KUNIT_CASE(vma_bits),
+	KUNIT_CASE(orders),
+	KUNIT_CASE(fault_range),
+	KUNIT_CASE(aligns),
+	KUNIT_CASE(parse_size),
+	KUNIT_CASE(parse_flags),
+	KUNIT_CASE(zero_block),
+	KUNIT_CASE(run_alignment),
+	KUNIT_CASE(run_neighbours),
+	KUNIT_CASE(run_hole),
+	KUNIT_CASE(run_wrong_pfn),
+	KUNIT_CASE(run_write),
+	KUNIT_CASE(run_soft_dirty),
+	KUNIT_CASE(run_uffd),
+	KUNIT_CASE(run_accessed_dirty),
+	KUNIT_CASE(run_protnone),
+	KUNIT_CASE(run_special),
+	KUNIT_CASE(run_swap),
+#ifdef CONFIG_ARM64_CONTPTE
+	KUNIT_CASE(run_contpte),
+#endif
+	KUNIT_CASE(state_empty),
+	KUNIT_CASE(state_partly),
+	KUNIT_CASE(state_swap),
+	KUNIT_CASE(state_zero),
+	KUNIT_CASE(state_folio),
+	KUNIT_CASE(state_pages),
+	KUNIT_CASE(mm_write),
+	KUNIT_CASE(mm_read),
+	KUNIT_CASE(mm_write_after_read),
+	KUNIT_CASE(mm_default_bounds),
+	KUNIT_CASE(mm_default_bounds_read),
+	KUNIT_CASE(mm_untagged),
+	KUNIT_CASE(mm_contract_munmap),
+	KUNIT_CASE(mm_default_munmap),
+	KUNIT_CASE(mm_check_range),
+	{}
+};
+
+static struct kunit_suite page_granule_suite = {
+	.name = "page_granule",
+	.test_cases = page_granule_cases,
+};
+
+kunit_test_suite(page_granule_suite);
+
+MODULE_DESCRIPTION("KUnit tests for the page granule");
+MODULE_LICENSE("GPL");

@@ -1,0 +1,462 @@
+// SPDX-License-Identifier: GPL-2.0
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include "kselftest.h"
+#include "vm_util.h"
+#include "hugepage_settings.h"
+#include "page_granule_util.h"
+
+static bool saved_enabled;
+
+bool granule_supported(void)
+{
+	return prctl(PR_GET_PAGE_GRANULE, PR_GRANULE_MMAP, 0UL, 0UL, 0UL) >= 0;
+}
+
+/* Leave the program, saying what to do, where the tests cannot run at all. */
+void granule_require(void)
+{
+	if (getpagesize() != BASE_SIZE)
+		ksft_exit_skip("page size is %d: boot a kernel with 4 KiB pages\n",
+			       getpagesize());
+	if (geteuid())
+		ksft_exit_skip("PFNs and settings need root: run as root\n");
+	if (!granule_supported())
+		ksft_exit_skip("no page granules: build the kernel with CONFIG_PAGE_GRANULE=y\n");
+	if (!thp_available())
+		ksft_exit_skip("no transparent_hugepage settings: mount sysfs\n");
+}
+
+int granule_set_enabled(bool enabled)
+{
+	int fd = open(GRANULE_SYSFS "enabled", O_WRONLY);
+	int ret = 0;
+
+	if (fd < 0)
+		return -errno;
+	if (write(fd, enabled ? "1" : "0", 1) != 1)
+		ret = -errno;
+	close(fd);
+	return ret;
+}
+
+static void restore_enabled(void)
+{
+	granule_set_enabled(saved_enabled);
+}
+
+/*
+ * Save what the tests change and have it put back when the program ends. To be
+ * called once, before the harness starts: a test that is killed by its timeout
+ * then leaves nothing behind either.
+ */
+void granule_save_settings(void)
+{
+	thp_save_settings();
+	if (!granule_supported())
+		return;
+	saved_enabled = read_num(GRANULE_SYSFS "enabled");
+	atexit(restore_enabled);
+	if (granule_set_enabled(true))
+		ksft_exit_fail_msg("cannot write " GRANULE_SYSFS "enabled: %s\n",
+				   strerror(errno));
+}
+
+static void write_thp(unsigned int always_order)
+{
+	struct thp_settings settings;
+	unsigned int i;
+
+	thp_read_settings(&settings);
+	settings.thp_enabled = THP_NEVER;
+	for (i = 0; i < NR_ORDERS; i++)
+		settings.hugepages[i].enabled = THP_NEVER;
+	if (always_order)
+		settings.hugepages[always_order].enabled = THP_ALWAYS;
+	thp_write_settings(&settings);
+}
+
+/* Nothing but the granule may ask for a large folio from here on. */
+void granule_thp_never(void)
+{
+	write_thp(0);
+}
+
+/* "always" for anonymous folios of one order, "never" for all others. */
+void granule_thp_order(unsigned int order)
+{
+	write_thp(order);
+}
+
+int granule_set(unsigned long scope, unsigned long size)
+{
+	if (prctl(PR_SET_PAGE_GRANULE, scope, size, 0UL, 0UL))
+		return -errno;
+	return 0;
+}
+
+long granule_get(unsigned long scope)
+{
+	long ret = prctl(PR_GET_PAGE_GRANULE, scope, 0UL, 0UL, 0UL);
+
+	return ret < 0 ? -errno : ret;
+}
+
+/*
+ * Map private anonymous memory of the given kind. The process default is put
+ * back to what it was, so that only this mapping is affected.
+ */
+void *granule_mmap(enum granule_kind kind, void *addr, size_t len, int prot,
+		   int flags)
+{
+	long old = granule_get(PR_GRANULE_MMAP);
+	int saved_errno;
+	void *ptr;
+
+	flags |= ANON_FLAGS;
+	if (kind == GRANULE_CONTRACT)
+		flags |= MAP_GRANULE_64KB;
+	else if (kind == GRANULE_UNTAGGED)
+		flags |= MAP_GRANULE_4KB;
+	else if (granule_set(PR_GRANULE_MMAP, GRANULE_SIZE))
+		return MAP_FAILED;
+
+	ptr = mmap(addr, len, prot, flags, -1, 0);
+	saved_errno = errno;
+	if (kind == GRANULE_DEFAULT)
+		granule_set(PR_GRANULE_MMAP, old);
+	errno = saved_errno;
+	return ptr;
+}
+
+/*
+ * Reserve @len bytes, 64 KiB-aligned, untagged and PROT_NONE, for tests to map
+ * into with MAP_FIXED. It has a granule more on either side, so that what is
+ * mapped inside never meets a neighbour it could merge with.
+ */
+char *granule_reserve(size_t len)
+{
+	char *ptr;
+
+	ptr = granule_mmap(GRANULE_UNTAGGED, NULL, len + 3 * GRANULE_SIZE,
+			   PROT_NONE, MAP_NORESERVE);
+	if (ptr == MAP_FAILED)
+		return NULL;
+	return (char *)granule_round_up(ptr) + GRANULE_SIZE;
+}
+
+int granule_open_pagemap(void)
+{
+	return open("/proc/self/pagemap", O_RDONLY);
+}
+
+/* Do 16 pages lie on consecutive PFNs, from a multiple of 16? Gives the first. */
+static bool pfns_consecutive(const uint64_t *ent, uint64_t *first)
+{
+	unsigned int i;
+
+	*first = PAGEMAP_PFN(ent[0]);
+	if (!*first || *first % GRANULE_NR_PAGES)
+		return false;
+	for (i = 0; i < GRANULE_NR_PAGES; i++) {
+		if (!PAGEMAP_PRESENT(ent[i]) || PAGEMAP_PFN(ent[i]) != *first + i)
+			return false;
+	}
+	return true;
+}
+
+/*
+ * Are 16 naturally aligned PFNs in one folio? Single pages that happen to be
+ * adjacent are not: they are reclaimed and migrated one by one. A folio of
+ * order 4 or more has all of them for tail pages, the first one perhaps not.
+ */
+static bool pfns_in_one_folio(uint64_t first)
+{
+	static int fd = -1;
+	uint64_t flags[GRANULE_NR_PAGES];
+	unsigned int i;
+
+	if (fd < 0)
+		fd = open("/proc/kpageflags", O_RDONLY | O_CLOEXEC);
+	if (fd < 0 || pread(fd, flags, sizeof(flags), first * sizeof(flags[0])) !=
+		      sizeof(flags))
+		ksft_exit_fail_msg("reading /proc/kpageflags failed\n");
+	for (i = 1; i < GRANULE_NR_PAGES; i++) {
+		if (!(flags[i] & KPF_COMPOUND_TAIL))
+			return false;
+	}
+	return true;
+}
+
+static void read_pagemap(int pagemap_fd, const void *addr, uint64_t *ent)
+{
+	const size_t size = GRANULE_NR_PAGES * sizeof(*ent);
+
+	if (pread(pagemap_fd, ent, size, (uintptr_t)addr / BASE_SIZE * sizeof(*ent)) !=
+	    (ssize_t)size)
+		ksft_exit_fail_msg("reading pagemap failed\n");
+}
+
+static unsigned int count_filled(const uint64_t *ent)
+{
+	unsigned int i, filled = 0;
+
+	for (i = 0; i < GRANULE_NR_PAGES; i++)
+		filled += !!(ent[i] & (PM_PRESENT | PM_SWAP));
+	return filled;
+}
+
+/*
+ * How many pages of a granule are populated? The 16 entries are read under one
+ * page table lock, so this holds its own against concurrent faults.
+ */
+unsigned int granule_filled(int pagemap_fd, const void *addr)
+{
+	uint64_t ent[GRANULE_NR_PAGES];
+
+	read_pagemap(pagemap_fd, addr, ent);
+	return count_filled(ent);
+}
+
+/*
+ * A granule is whole when its 16 pages are present and are a run: consecutive
+ * PFNs from a multiple of 16, in one folio. It is empty when nothing is there,
+ * and broken otherwise. For the shared zero pages, see granule_is_zero_run().
+ */
+enum granule_state granule_state(int pagemap_fd, const void *addr)
+{
+	uint64_t ent[GRANULE_NR_PAGES], first;
+
+	read_pagemap(pagemap_fd, addr, ent);
+	if (!count_filled(ent))
+		return GRANULE_EMPTY;
+	if (pfns_consecutive(ent, &first) && pfns_in_one_folio(first))
+		return GRANULE_WHOLE;
+	return GRANULE_BROKEN;
+}
+
+/* How many granules of [addr, addr + len) are in @state? */
+unsigned long granule_count(int pagemap_fd, const void *addr, size_t len,
+			    enum granule_state state)
+{
+	const char *p = (const char *)granule_round_up(addr);
+	const char *end = (const char *)addr + len;
+	unsigned long nr = 0;
+
+	for (; p + GRANULE_SIZE <= end; p += GRANULE_SIZE)
+		nr += granule_state(pagemap_fd, p) == state;
+	return nr;
+}
+
+unsigned long granule_present_pages(int pagemap_fd, const void *addr, size_t len)
+{
+	const char *p = addr;
+	unsigned long nr = 0;
+
+	for (; p < (const char *)addr + len; p += BASE_SIZE)
+		nr += PAGEMAP_PRESENT(pagemap_get_entry(pagemap_fd, (char *)p));
+	return nr;
+}
+
+/* Does the granule at @addr map 16 shared zero pages, consecutive and aligned? */
+bool granule_is_zero_run(int pagemap_fd, const void *addr)
+{
+	uint64_t ent[GRANULE_NR_PAGES], first;
+	struct page_region regions[GRANULE_NR_PAGES];
+	struct pm_scan_arg arg = {
+		.size = sizeof(arg),
+		.start = (uintptr_t)addr,
+		.end = (uintptr_t)addr + GRANULE_SIZE,
+		.vec = (uintptr_t)regions,
+		.vec_len = GRANULE_NR_PAGES,
+		.category_mask = PAGE_IS_PFNZERO | PAGE_IS_PRESENT,
+		.return_mask = PAGE_IS_PFNZERO | PAGE_IS_PRESENT,
+	};
+
+	if (ioctl(pagemap_fd, PAGEMAP_SCAN, &arg) != 1)
+		return false;
+	if (regions[0].start != arg.start || regions[0].end != arg.end)
+		return false;
+	read_pagemap(pagemap_fd, addr, ent);
+	return pfns_consecutive(ent, &first);
+}
+
+/* Where the "start-end perms ..." line that opens a VMA puts its bounds. */
+static bool parse_bounds(const char *line, unsigned long *start,
+			 unsigned long *end)
+{
+	char dash;
+
+	return sscanf(line, "%lx%c%lx ", start, &dash, end) == 3 && dash == '-';
+}
+
+static bool parse_kb(const char *line, const char *format, unsigned long *val)
+{
+	return sscanf(line, format, val) == 1;
+}
+
+/* Read the smaps fields of the VMA of @pid that holds @addr. */
+bool granule_read_smaps(pid_t pid, const void *addr, struct granule_smaps *smaps)
+{
+	unsigned int granule_lines = 0;
+	unsigned long start, end;
+	bool found = false;
+	char line[512];
+	FILE *fp;
+
+	memset(smaps, 0, sizeof(*smaps));
+	snprintf(line, sizeof(line), "/proc/%d/smaps", pid);
+	fp = fopen(line, "r");
+	if (!fp)
+		return false;
+
+	while (fgets(line, sizeof(line), fp)) {
+		if (parse_bounds(line, &start, &end)) {
+			if (found)
+				break;
+			found = start <= (unsigned long)addr &&
+				(unsigned long)addr < end;
+			smaps->start = start;
+			smaps->end = end;
+			continue;
+		}
+		if (!found)
+			continue;
+		parse_kb(line, "KernelPageSize: %lu kB", &smaps->kernel_page_size);
+		parse_kb(line, "MMUPageSize: %lu kB", &smaps->mmu_page_size);
+		parse_kb(line, "Rss: %lu kB", &smaps->rss);
+		granule_lines += parse_kb(line, "Granule: %lu kB", &smaps->granule);
+		granule_lines += parse_kb(line, "GranuleMapped: %lu kB",
+					  &smaps->granule_mapped);
+		if (!strncmp(line, "VmFlags:", 8))
+			snprintf(smaps->vmflags, sizeof(smaps->vmflags), "%s",
+				 line + 8);
+	}
+	fclose(fp);
+	smaps->has_granule = granule_lines == 2;
+	return found;
+}
+
+bool granule_has_flag(const struct granule_smaps *smaps, const char *flag)
+{
+	const char *p = smaps->vmflags;
+	size_t len;
+
+	for (;;) {
+		p += strspn(p, "\n ");
+		len = strcspn(p, "\n ");
+		if (!len)
+			return false;
+		if (len == strlen(flag) && !memcmp(p, flag, len))
+			return true;
+		p += len;
+	}
+}
+
+/*
+ * All smaps lines of the VMAs that meet [start, start + len), as one string to
+ * be freed: bounds, permissions, flags and what is populated, to be compared
+ * before and after a call that must change nothing.
+ */
+char *granule_smaps_text(const void *start, size_t len)
+{
+	unsigned long lo = (unsigned long)start, hi = lo + len;
+	unsigned long vm_start, vm_end;
+	bool inside = false;
+	char line[512];
+	size_t size = 0;
+	char *text = NULL;
+	FILE *in, *out;
+
+	in = fopen("/proc/self/smaps", "r");
+	if (!in)
+		return NULL;
+	out = open_memstream(&text, &size);
+	if (!out) {
+		fclose(in);
+		return NULL;
+	}
+	while (fgets(line, sizeof(line), in)) {
+		if (parse_bounds(line, &vm_start, &vm_end))
+			inside = vm_start < hi && lo < vm_end;
+		if (inside)
+			fputs(line, out);
+	}
+	fclose(out);
+	fclose(in);
+	return text;
+}
+
+/* Are two such texts the same? Prints the first line that is not. */
+bool granule_same_text(const char *before, const char *after)
+{
+	const char *line = before;
+	size_t i;
+
+	if (!before || !after)
+		return false;
+	for (i = 0; before[i] == after[i]; i++) {
+		if (!before[i])
+			return true;
+		if (before[i] == '\n')
+			line = before + i + 1;
+	}
+	after += line - before;
+	ksft_print_msg("was: %.*s\n", (int)strcspn(line, "\n"), line);
+	ksft_print_msg("now: %.*s\n", (int)strcspn(after, "\n"), after);
+	return false;
+}
+
+/* A /proc/vmstat counter, or ULONG_MAX if this kernel has none of that name. */
+unsigned long granule_vmstat(const char *name)
+{
+	unsigned long val, ret = ULONG_MAX;
+	char line[128], key[100];
+	FILE *fp;
+
+	fp = fopen("/proc/vmstat", "r");
+	if (!fp)
+		return ULONG_MAX;
+	while (fgets(line, sizeof(line), fp)) {
+		if (sscanf(line, "%99s %lu", key, &val) == 2 && !strcmp(key, name)) {
+			ret = val;
+			break;
+		}
+	}
+	fclose(fp);
+	return ret;
+}
+
+static unsigned long pattern(size_t pos, unsigned int seed)
+{
+	return (pos + 1) * 0x9e3779b97f4a7c15UL ^ seed;
+}
+
+/* Write a pattern that differs in every page, and depends on @seed. */
+void granule_fill(char *addr, size_t len, unsigned int seed)
+{
+	size_t i;
+
+	for (i = 0; i < len; i += sizeof(unsigned long))
+		*(unsigned long *)(addr + i) = pattern(i, seed);
+}
+
+bool granule_check(const char *addr, size_t len, unsigned int seed)
+{
+	size_t i;
+
+	for (i = 0; i < len; i += sizeof(unsigned long)) {
+		if (*(const unsigned long *)(addr + i) != pattern(i, seed))
+			return false;
+	}
+	return true;
+}

@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What the page granule tests share: the user-space ABI for older headers, and
+ * a view of the result from outside: smaps, pagemap, vmstat and sysfs.
+ */
+#ifndef __PAGE_GRANULE_UTIL_H__
+#define __PAGE_GRANULE_UTIL_H__
+
+#include <linux/mman.h>
+#include <linux/prctl.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/mman.h>
+#include <sys/types.h>
+
+/*
+ * The numbers are fixed ABI. They are repeated here so that the tests build
+ * against installed headers older than the kernel they are run on.
+ */
+#ifndef PR_SET_PAGE_GRANULE
+#define PR_SET_PAGE_GRANULE	0x53504752
+#define PR_GET_PAGE_GRANULE	0x47504752
+# define PR_GRANULE_MMAP	0
+# define PR_GRANULE_EXEC	1
+# define PR_GRANULE_ABI		2
+#endif
+
+#ifndef MAP_HUGE_SHIFT
+#define MAP_HUGE_SHIFT		26
+#endif
+
+#ifndef MAP_GRANULE
+#define MAP_GRANULE		0x200000
+#define MAP_GRANULE_4KB		(MAP_GRANULE | (12U << MAP_HUGE_SHIFT))
+#define MAP_GRANULE_64KB	(MAP_GRANULE | (16U << MAP_HUGE_SHIFT))
+#endif
+
+#define BASE_SIZE		4096UL
+#define GRANULE_SIZE		65536UL
+#define GRANULE_NR_PAGES	(GRANULE_SIZE / BASE_SIZE)
+
+#define GRANULE_SYSFS		"/sys/kernel/mm/page_granule/"
+
+#define ANON_FLAGS		(MAP_PRIVATE | MAP_ANONYMOUS)
+#define PROT_RW			(PROT_READ | PROT_WRITE)
+
+#define granule_aligned(x)	(!((unsigned long)(x) & (GRANULE_SIZE - 1)))
+#define granule_round_up(x) \
+	(((unsigned long)(x) + GRANULE_SIZE - 1) & ~(GRANULE_SIZE - 1))
+
+/* How a mapping comes to be tagged. */
+enum granule_kind {
+	GRANULE_UNTAGGED,	/* MAP_GRANULE_4KB, or no request at all */
+	GRANULE_DEFAULT,	/* prctl(PR_SET_PAGE_GRANULE, PR_GRANULE_MMAP) */
+	GRANULE_CONTRACT,	/* MAP_GRANULE_64KB */
+};
+
+/* How a granule is populated; see granule_state(). */
+enum granule_state {
+	GRANULE_EMPTY,
+	GRANULE_WHOLE,
+	GRANULE_BROKEN,
+};
+
+/* The fields of one VMA in /proc/PID/smaps, sizes in kB. */
+struct granule_smaps {
+	unsigned long start;
+	unsigned long end;
+	unsigned long kernel_page_size;
+	unsigned long mmu_page_size;
+	unsigned long rss;
+	unsigned long granule;
+	unsigned long granule_mapped;
+	bool has_granule;		/* both Granule lines are there */
+	char vmflags[512];
+};
+
+bool granule_supported(void);
+void granule_require(void);
+void granule_save_settings(void);
+void granule_thp_never(void);
+void granule_thp_order(unsigned int order);
+
+int granule_set(unsigned long scope, unsigned long size);
+long granule_get(unsigned long scope);
+int granule_set_enabled(bool enabled);
+
+void *granule_mmap(enum granule_kind kind, void *addr, size_t len, int prot,
+		   int flags);
+char *granule_reserve(size_t len);
+
+int granule_open_pagemap(void);
+enum granule_state granule_state(int pagemap_fd, const void *addr);
+unsigned int granule_filled(int pagemap_fd, const void *addr);
+unsigned long granule_count(int pagemap_fd, const void *addr, size_t len,
+			    enum granule_state state);
+unsigned long granule_present_pages(int pagemap_fd, const void *addr,
+				    size_t len);
+bool granule_is_zero_run(int pagemap_fd, const void *addr);
+
+bool granule_read_smaps(pid_t pid, const void *addr, struct granule_smaps *smaps);
+bool granule_has_flag(const struct granule_smaps *smaps, const char *flag);
+char *granule_smaps_text(const void *start, size_t len);
+bool granule_same_text(const char *before, const char *after);
+unsigned long granule_vmstat(const char *name);
+
+void granule_fill(char *addr, size_t len, unsigned int seed);
+bool granule_check(const char *addr, size_t len, unsigned int seed);
+
+#endif /* __PAGE_GRANULE_UTIL_H__ */
