@@ -1076,7 +1076,11 @@ TEST_F(page_granule_fault, write_against_spinning_readers)
 	__atomic_store_n(&stop, true, __ATOMIC_RELAXED);
 	for (i = 0; i < 2; i++)
 		pthread_join(threads[i], NULL);
-	EXPECT_LE(worst, 2);
+	/*
+	 * A reader that was about to say so when the granule was emptied may race
+	 * with the write; one that spins must not send it back again and again.
+	 */
+	EXPECT_LE(worst, FAULT_SLACK);
 }
 
 /* Assert that the first write to a zero granule counts as one granule_cow. */
