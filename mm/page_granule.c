@@ -128,6 +128,39 @@ void page_granule_count_fault(struct vm_area_struct *vma, unsigned long addr,
 	trace_page_granule_fault(vma->vm_mm, addr & PAGE_GRANULE_MASK, fill);
 }
 
+/* Is @addr inside a granule of @vma that is whole? */
+static bool page_granule_cut_whole(struct vm_area_struct *vma,
+				   unsigned long addr)
+{
+	const unsigned long start = addr & PAGE_GRANULE_MASK;
+	bool whole = false;
+	spinlock_t *ptl;
+	pte_t *pte;
+	pmd_t *pmd;
+
+	if (addr == start || !vma_has_granule(vma, addr))
+		return false;
+
+	pmd = mm_find_pmd(vma->vm_mm, start);
+	if (!pmd)
+		return false;
+
+	pte = pte_offset_map_lock(vma->vm_mm, pmd, start, &ptl);
+	if (pte) {
+		whole = page_granule_pte_state(vma, start, pte) ==
+			PAGE_GRANULE_WHOLE;
+		pte_unmap_unlock(pte, ptl);
+	}
+
+	return whole;
+}
+
+static void page_granule_count_split(struct mm_struct *mm, unsigned long addr)
+{
+	count_vm_event(GRANULE_SPLIT);
+	trace_page_granule_split(mm, addr & PAGE_GRANULE_MASK);
+}
+
 /**
  * page_granule_split_vma - Account for a granule that a VMA bound will cut.
  * @vma: The VMA.
@@ -139,30 +172,59 @@ void page_granule_count_fault(struct vm_area_struct *vma, unsigned long addr,
  */
 void page_granule_split_vma(struct vm_area_struct *vma, unsigned long addr)
 {
-	const unsigned long start = addr & PAGE_GRANULE_MASK;
-	bool whole = false;
-	spinlock_t *ptl;
-	pte_t *pte;
-	pmd_t *pmd;
+	if (page_granule_cut_whole(vma, addr))
+		page_granule_count_split(vma->vm_mm, addr);
+}
 
-	if (addr == start || !vma_has_granule(vma, addr))
-		return;
+#define PAGE_GRANULE_CUT_START	BIT(0)
+#define PAGE_GRANULE_CUT_END	BIT(1)
 
-	pmd = mm_find_pmd(vma->vm_mm, start);
-	if (!pmd)
-		return;
+/**
+ * page_granule_cuts_whole - Whole granules that are not wholly in a range.
+ * @vma: The VMA.
+ * @start: First byte of the range, in @vma.
+ * @end: First byte after the range.
+ *
+ * Ask before and after pages in the range are taken away; those that are no
+ * longer among the result have been broken. A granule that holds both ends is
+ * reported once.
+ *
+ * Context: The mmap lock or the VMA lock is held.
+ * Return: what to pass to page_granule_count_cuts().
+ */
+unsigned int page_granule_cuts_whole(struct vm_area_struct *vma,
+				     unsigned long start, unsigned long end)
+{
+	unsigned int cuts = 0;
 
-	pte = pte_offset_map_lock(vma->vm_mm, pmd, start, &ptl);
-	if (pte) {
-		whole = page_granule_pte_state(vma, start, pte) ==
-			PAGE_GRANULE_WHOLE;
-		pte_unmap_unlock(pte, ptl);
+	if (!vma_granule_tagged(vma))
+		return 0;
+
+	if (page_granule_cut_whole(vma, start)) {
+		cuts |= PAGE_GRANULE_CUT_START;
+		if (!((start ^ end) & PAGE_GRANULE_MASK))
+			return cuts;
 	}
+	if (page_granule_cut_whole(vma, end))
+		cuts |= PAGE_GRANULE_CUT_END;
+	return cuts;
+}
+EXPORT_SYMBOL_IF_KUNIT(page_granule_cuts_whole);
 
-	if (whole) {
-		count_vm_event(GRANULE_SPLIT);
-		trace_page_granule_split(vma->vm_mm, start);
-	}
+/**
+ * page_granule_count_cuts - Account for granules broken at the ends of a range.
+ * @mm: The address space.
+ * @start: First byte of the range.
+ * @end: First byte after the range.
+ * @cuts: Which ends, see page_granule_cuts_whole().
+ */
+void page_granule_count_cuts(struct mm_struct *mm, unsigned long start,
+			     unsigned long end, unsigned int cuts)
+{
+	if (cuts & PAGE_GRANULE_CUT_START)
+		page_granule_count_split(mm, start);
+	if (cuts & PAGE_GRANULE_CUT_END)
+		page_granule_count_split(mm, end);
 }
 
 /**
@@ -227,10 +289,24 @@ int page_granule_parse_flags(unsigned long flags)
 }
 EXPORT_SYMBOL_IF_KUNIT(page_granule_parse_flags);
 
-/* Only private anonymous memory is populated in granules so far. */
+/* Only anonymous memory is populated in granules so far. */
 static bool page_granule_can_tag(struct file *file, unsigned long flags)
 {
-	return !file && (flags & MAP_TYPE) != MAP_SHARED;
+	/* What is in the place of shmem otherwise has no large folios. */
+	return !file &&
+	       (IS_ENABLED(CONFIG_SHMEM) || (flags & MAP_TYPE) != MAP_SHARED);
+}
+
+/**
+ * page_granule_default - Does this address space tag what it maps now?
+ * @mm: The address space.
+ *
+ * Return: true if new mappings are tagged that do not say otherwise; constant
+ * false without CONFIG_PAGE_GRANULE.
+ */
+bool page_granule_default(struct mm_struct *mm)
+{
+	return mm_flags_test(MMF_GRANULE_MMAP, mm) && page_granule_offered();
 }
 
 /**
@@ -256,16 +332,13 @@ int page_granule_mmap_prepare(struct file *file, unsigned long addr,
 {
 	const bool fixed = *flags & (MAP_FIXED | MAP_FIXED_NOREPLACE);
 	const bool can_tag = page_granule_can_tag(file, *flags) &&
-			     /* Stacks grow and are placed in base pages. */
-			     !(*flags & MAP_GROWSDOWN) &&
 			     !vma_flags_test_single_mask(vma_flags,
 							 VMA_SHADOW_STACK);
-	const bool offered = page_granule_offered();
 	struct mm_struct *mm = current->mm;
 	int order;
 
 	if (!(*flags & MAP_GRANULE)) {
-		if (can_tag && offered && mm_flags_test(MMF_GRANULE_MMAP, mm))
+		if (can_tag && page_granule_default(mm))
 			vma_flags_set_mask(vma_flags, VMA_GRANULE);
 		return 0;
 	}
@@ -289,7 +362,7 @@ int page_granule_mmap_prepare(struct file *file, unsigned long addr,
 		return -EINVAL;
 	if (file && !IS_ALIGNED(pgoff, PAGE_GRANULE_NR))
 		return -EINVAL;
-	if (!can_tag || !offered)
+	if (!can_tag || !page_granule_offered())
 		return -EOPNOTSUPP;
 
 	*len = ALIGN(*len, PAGE_GRANULE_SIZE);

@@ -86,12 +86,29 @@ static inline bool page_granule_within(unsigned long start, unsigned long end,
 }
 
 /**
+ * vma_granule_congruent - Can folios be aligned as the addresses are?
+ * @vma: The user mapping, stabilised by the mmap lock or its VMA lock.
+ *
+ * Pages of private anonymous memory belong to the address; those of shared
+ * memory belong to an offset, which mremap() may put at any address.
+ *
+ * Return: true if naturally aligned folios are so in the addresses of @vma.
+ */
+static inline bool vma_granule_congruent(const struct vm_area_struct *vma)
+{
+	return !vma->vm_file ||
+	       IS_ALIGNED(vma->vm_start - (vma_start_pgoff(vma) << PAGE_SHIFT),
+			  PAGE_GRANULE_SIZE);
+}
+
+/**
  * vma_has_granule - Does a granule of this VMA hold an address?
  * @vma: The user mapping, stabilised by the mmap lock or its VMA lock.
  * @addr: An address in @vma.
  *
  * The blocks at the ends of a default-tagged VMA may be cut off by its bounds;
- * those are no granules and are populated in base pages.
+ * those are no granules and are populated in base pages. So is shared memory
+ * that a legal call has moved to where its folios are not aligned.
  *
  * Return: true if @addr lies in a granule of @vma.
  */
@@ -99,7 +116,8 @@ static inline bool vma_has_granule(const struct vm_area_struct *vma,
 				   unsigned long addr)
 {
 	return vma_granule_tagged(vma) &&
-	       page_granule_within(vma->vm_start, vma->vm_end, addr);
+	       page_granule_within(vma->vm_start, vma->vm_end, addr) &&
+	       vma_granule_congruent(vma);
 }
 
 /**
@@ -161,6 +179,23 @@ static inline int page_granule_check_range(struct mm_struct *mm,
 	if (page_granule_cuts(mm, start) || page_granule_cuts(mm, end))
 		return -EINVAL;
 	return 0;
+}
+
+/**
+ * vma_granule_accepts - May pages in a range of a VMA be changed?
+ * @vma: The VMA, stabilised by the mmap lock or its VMA lock.
+ * @start: First byte of the range, in @vma.
+ * @len: Length in bytes.
+ *
+ * page_granule_check_range() for those that hold nothing but the VMA lock.
+ *
+ * Return: false if the range begins or ends inside a granule of a contract VMA.
+ */
+static inline bool vma_granule_accepts(const struct vm_area_struct *vma,
+				       unsigned long start, unsigned long len)
+{
+	return !vma_granule_contract(vma) ||
+	       IS_ALIGNED(start | len, PAGE_GRANULE_SIZE);
 }
 
 /**
@@ -236,10 +271,15 @@ static inline unsigned long page_granule_orders(unsigned long orders)
 void page_granule_count_fault(struct vm_area_struct *vma, unsigned long addr,
 			      enum page_granule_fill fill);
 void page_granule_split_vma(struct vm_area_struct *vma, unsigned long addr);
+unsigned int page_granule_cuts_whole(struct vm_area_struct *vma,
+				     unsigned long start, unsigned long end);
+void page_granule_count_cuts(struct mm_struct *mm, unsigned long start,
+			     unsigned long end, unsigned int cuts);
 bool page_granule_ptes_run(pte_t *ptep);
 enum page_granule_state page_granule_pte_state(struct vm_area_struct *vma,
 					       unsigned long addr, pte_t *ptep);
 
+bool page_granule_default(struct mm_struct *mm);
 int page_granule_parse_size(unsigned long size);
 int page_granule_parse_flags(unsigned long flags);
 int page_granule_mmap_prepare(struct file *file, unsigned long addr,
@@ -271,6 +311,24 @@ static inline void page_granule_count_fault(struct vm_area_struct *vma,
 static inline void page_granule_split_vma(struct vm_area_struct *vma,
 					  unsigned long addr)
 {
+}
+
+static inline unsigned int
+page_granule_cuts_whole(struct vm_area_struct *vma, unsigned long start,
+			unsigned long end)
+{
+	return 0;
+}
+
+static inline void page_granule_count_cuts(struct mm_struct *mm,
+					   unsigned long start,
+					   unsigned long end, unsigned int cuts)
+{
+}
+
+static inline bool page_granule_default(struct mm_struct *mm)
+{
+	return false;
 }
 
 static inline int

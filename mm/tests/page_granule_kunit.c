@@ -139,6 +139,61 @@ static void vma_bits(struct kunit *test)
 }
 
 /* Larger orders stay, smaller ones go, and that of the granule is there. */
+/*
+ * Shared memory is aligned by its offset: a granule is one only where that and
+ * the address agree.
+ */
+static void congruent(struct kunit *test)
+{
+	struct file *file = kunit_kzalloc(test, sizeof(*file), GFP_KERNEL);
+	struct vm_area_struct *vma;
+	int page, offset;
+
+	KUNIT_ASSERT_NOT_NULL(test, file);
+	vma = made_up_vma(test, VMA_DEFAULT_TAGGED, SZ_4G, SZ_4G + SPAN_SIZE);
+	for (page = 0; page < PAGE_GRANULE_NR; page++) {
+		vma->vm_start = SZ_4G + page * PAGE_SIZE;
+		for (offset = 0; offset <= SPAN_PAGES; offset++) {
+			const bool same = page == offset % PAGE_GRANULE_NR;
+
+			vma->vm_pgoff = offset;
+			vma->vm_file = file;
+			KUNIT_EXPECT_EQ_MSG(test, same,
+					    vma_has_granule(vma, vma->vm_end - 1),
+					    "page %d, offset %d", page, offset);
+			/* Pages of private memory belong to the address. */
+			vma->vm_file = NULL;
+			KUNIT_EXPECT_TRUE(test,
+					  vma_has_granule(vma, vma->vm_end - 1));
+		}
+	}
+}
+
+/* Only a contract VMA refuses, and only what would cut a granule. */
+static void accepts(struct kunit *test)
+{
+	struct vm_area_struct *vma;
+	int page, pages;
+
+	vma = made_up_vma(test, VMA_CONTRACT, SZ_4G, SZ_4G + SPAN_SIZE);
+	for (page = 0; page < SPAN_PAGES; page++) {
+		for (pages = 1; pages <= SPAN_PAGES - page; pages++) {
+			const unsigned long start = SZ_4G + page * PAGE_SIZE;
+			const unsigned long len = pages * PAGE_SIZE;
+			const bool whole = !(page % PAGE_GRANULE_NR) &&
+					   !(pages % PAGE_GRANULE_NR);
+
+			vma->flags = VMA_CONTRACT;
+			KUNIT_EXPECT_EQ_MSG(test, whole,
+					    vma_granule_accepts(vma, start, len),
+					    "%d pages from %d", pages, page);
+			vma->flags = VMA_DEFAULT_TAGGED;
+			KUNIT_EXPECT_TRUE(test,
+					  vma_granule_accepts(vma, start, len));
+		}
+	}
+}
+
 static void orders(struct kunit *test)
 {
 	unsigned long allowed;
@@ -1178,9 +1233,104 @@ static void mm_check_range(struct kunit *test)
 	}
 }
 
+/*
+ * Which whole granules are not wholly in a range, for all ranges over two whole
+ * granules and an empty one.
+ */
+static void mm_cuts_whole(struct kunit *test)
+{
+	const unsigned long addr = map_default(test, 0, SPAN_PAGES);
+	struct mm_struct *mm = current->mm;
+	int start, end;
+
+	write_byte(test, addr, 1);
+	write_byte(test, addr + PAGE_GRANULE_SIZE, 1);
+
+	for (start = 0; start < SPAN_PAGES; start++) {
+		for (end = start + 1; end < SPAN_PAGES; end++) {
+			const int first = start / PAGE_GRANULE_NR;
+			const int last = end / PAGE_GRANULE_NR;
+			const bool cuts_first = start % PAGE_GRANULE_NR &&
+						first < 2;
+			const bool cuts_last = end % PAGE_GRANULE_NR &&
+					       last < 2;
+			unsigned int expected, cuts;
+
+			expected = cuts_first + cuts_last;
+			if (expected == 2 && first == last)
+				expected = 1;
+
+			mmap_read_lock(mm);
+			cuts = page_granule_cuts_whole(find_vma(mm, addr),
+						       addr + start * PAGE_SIZE,
+						       addr + end * PAGE_SIZE);
+			mmap_read_unlock(mm);
+			KUNIT_ASSERT_EQ_MSG(test, hweight32(cuts), expected,
+					    "pages %d to %d", start, end);
+		}
+	}
+}
+
+/* A contract VMA of shared anonymous memory, of three granules. */
+static unsigned long map_shared(struct kunit *test)
+{
+	unsigned long addr = map(test, 0, SPAN_SIZE, MAP_GRANULE_64KB);
+
+	/* There for its address, and for what map() prepares. */
+	KUNIT_ASSERT_EQ(test, vm_munmap(addr, SPAN_SIZE), 0);
+	KUNIT_ASSERT_EQ(test, addr,
+			kunit_vm_mmap(test, NULL, addr, SPAN_SIZE,
+				      PROT_READ | PROT_WRITE,
+				      MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED |
+				      MAP_GRANULE_64KB, 0));
+	return addr;
+}
+
+/* Shared memory is populated in the same way. */
+static void mm_shared(struct kunit *test)
+{
+	int page;
+
+	if (!IS_ENABLED(CONFIG_SHMEM))
+		kunit_skip(test, "set CONFIG_SHMEM=y");
+
+	for (page = 0; page < PAGE_GRANULE_NR; page++) {
+		const unsigned long addr = map_shared(test);
+		const unsigned long granule = addr + PAGE_GRANULE_SIZE;
+		const unsigned long offset = page * PAGE_SIZE + 213;
+
+		write_byte(test, granule + offset, 0xa5);
+		expect_whole(test, granule, false);
+		expect_empty(test, addr);
+		expect_empty(test, addr + 2 * PAGE_GRANULE_SIZE);
+		expect_contents(test, granule, offset, 0xa5);
+
+		KUNIT_ASSERT_EQ(test, vm_munmap(addr, SPAN_SIZE), 0);
+	}
+}
+
+/* A read too, and the memory is there to be written to. */
+static void mm_shared_read(struct kunit *test)
+{
+	unsigned long addr, granule;
+
+	if (!IS_ENABLED(CONFIG_SHMEM))
+		kunit_skip(test, "set CONFIG_SHMEM=y");
+
+	addr = map_shared(test);
+	granule = addr + PAGE_GRANULE_SIZE;
+	KUNIT_EXPECT_EQ(test, read_byte(test, granule + PAGE_SIZE), 0);
+	expect_whole(test, granule, false);
+	write_byte(test, granule + 5, 0x5a);
+	expect_whole(test, granule, false);
+	expect_contents(test, granule, 5, 0x5a);
+}
+
 static struct kunit_case page_granule_cases[] = {
 	KUNIT_CASE(within),
 	KUNIT_CASE(vma_bits),
+	KUNIT_CASE(congruent),
+	KUNIT_CASE(accepts),
 	KUNIT_CASE(orders),
 	KUNIT_CASE(fault_range),
 	KUNIT_CASE(aligns),
@@ -1216,6 +1366,9 @@ static struct kunit_case page_granule_cases[] = {
 	KUNIT_CASE(mm_contract_munmap),
 	KUNIT_CASE(mm_default_munmap),
 	KUNIT_CASE(mm_check_range),
+	KUNIT_CASE(mm_cuts_whole),
+	KUNIT_CASE(mm_shared),
+	KUNIT_CASE(mm_shared_read),
 	{}
 };
 

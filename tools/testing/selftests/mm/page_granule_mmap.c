@@ -312,20 +312,35 @@ TEST_F(page_granule_flags, anonymous_offset)
 			    -1, BASE_SIZE), 0);
 }
 
-/* Assert that shared anonymous memory, not taught yet, refuses the flag. */
+/*
+ * Assert that shared anonymous memory is tagged as private memory is, by default
+ * only where its offset, which is 0, and its address agree.
+ */
 TEST_F(page_granule_flags, shared_anonymous)
 {
+	const int flags = MAP_SHARED | MAP_ANONYMOUS;
 	char *addr;
 
-	EXPECT_EQ(map_error(NULL, GRANULE_SIZE, PROT_RW,
-			    MAP_SHARED | MAP_ANONYMOUS | MAP_GRANULE_64KB, -1, 0),
-		  -EOPNOTSUPP);
-	EXPECT_EQ(map_error(NULL, GRANULE_SIZE, PROT_RW,
-			    MAP_SHARED | MAP_ANONYMOUS | MAP_GRANULE_4KB, -1, 0), 0);
+	addr = mmap(NULL, BASE_SIZE, PROT_RW, flags | MAP_GRANULE_64KB, -1, 0);
+	ASSERT_NE(addr, MAP_FAILED);
+	EXPECT_TRUE(granule_aligned(addr));
+	EXPECT_TRUE(vma_is(&self->procmap, addr, GRANULE_SIZE));
+	EXPECT_TRUE(vma_has_flag(addr, "gr"));
+	EXPECT_TRUE(vma_has_flag(addr, "gc"));
+	EXPECT_EQ(map_error(self->res + BASE_SIZE, GRANULE_SIZE, PROT_RW,
+			    flags | MAP_FIXED | MAP_GRANULE_64KB, -1, 0), -EINVAL);
 
 	ASSERT_EQ(granule_set(PR_GRANULE_MMAP, GRANULE_SIZE), 0);
-	addr = mmap(NULL, GRANULE_SIZE, PROT_RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	addr = mmap(NULL, GRANULE_SIZE, PROT_RW, flags | MAP_GRANULE_4KB, -1, 0);
 	ASSERT_NE(addr, MAP_FAILED);
+	EXPECT_FALSE(vma_has_flag(addr, "gr"));
+	addr = mmap(NULL, GRANULE_SIZE + BASE_SIZE, PROT_RW, flags, -1, 0);
+	ASSERT_NE(addr, MAP_FAILED);
+	EXPECT_TRUE(granule_aligned(addr));
+	EXPECT_TRUE(vma_has_flag(addr, "gr"));
+	EXPECT_FALSE(vma_has_flag(addr, "gc"));
+	addr = mmap(self->res + BASE_SIZE, GRANULE_SIZE, PROT_RW, flags | MAP_FIXED, -1, 0);
+	ASSERT_EQ(addr, self->res + BASE_SIZE);
 	EXPECT_FALSE(vma_has_flag(addr, "gr"));
 }
 
