@@ -3,27 +3,11 @@
 /*
  * Merge and split rules of tagged and contract VMAs, see
  * Documentation/mm/page_granule.rst.
+ *
+ * Most tests run an operation over every combination of kinds, bounds and
+ * neighbours. What is to come of it is computed on a list of ranges, see struct
+ * layout, by rules that are spelled out here rather than asked of the kernel.
  */
-
-/* What page_granule_split_vma() was last called for, and how often. */
-static struct vm_area_struct *granule_split_vma;
-static unsigned long granule_split_addr;
-static int granule_split_count;
-
-/* Custom: the kernel's looks at page tables, here we note that it was asked. */
-void page_granule_split_vma(struct vm_area_struct *vma, unsigned long addr)
-{
-	granule_split_vma = vma;
-	granule_split_addr = addr;
-	granule_split_count++;
-}
-
-static void reset_granule_split(void)
-{
-	granule_split_vma = NULL;
-	granule_split_addr = 0;
-	granule_split_count = 0;
-}
 
 /* All values that the two bits can have, meaningful or not. */
 enum {
@@ -34,82 +18,503 @@ enum {
 	NUM_GRANULE_KINDS,
 };
 
+/* Those that a VMA can have outside of this file. */
+static const int granule_kinds[] = {
+	GRANULE_UNTAGGED, GRANULE_DEFAULT, GRANULE_CONTRACT,
+};
+
+#define NUM_KINDS	((int)ARRAY_SIZE(granule_kinds))
+
+static bool kind_tagged(int kind)
+{
+	return kind & GRANULE_DEFAULT;
+}
+
+static bool kind_contract(int kind)
+{
+	return kind & GRANULE_CONTRACT_ONLY;
+}
+
+/* What the bounds of a VMA are multiples of. */
+static unsigned long kind_unit(int kind)
+{
+	return kind_contract(kind) ? SZ_64K : PAGE_SIZE;
+}
+
+/* As brk() and mmap() have them, for some tests merge with what those make. */
 static vma_flags_t granule_flags(int kind)
 {
-	vma_flags_t flags = mk_vma_flags(VMA_READ_BIT, VMA_WRITE_BIT,
-					 VMA_MAYREAD_BIT, VMA_MAYWRITE_BIT);
+	vma_flags_t flags = VMA_DATA_DEFAULT_FLAGS;
 
-	if (kind & GRANULE_DEFAULT)
+	vma_flags_set(&flags, VMA_ACCOUNT_BIT);
+	if (kind_tagged(kind))
 		vma_flags_set(&flags, VMA_GRANULE_BIT);
-	if (kind & GRANULE_CONTRACT_ONLY)
+	if (kind_contract(kind))
 		vma_flags_set(&flags, VMA_GRANULE_CONTRACT_BIT);
 	return flags;
 }
 
-static struct vm_area_struct *
-link_granule_vma(struct mm_struct *mm, unsigned long start, unsigned long end,
-		 int kind)
+/*
+ * The granules that page_granule_split_vma() was called to cut, as a mask of
+ * 64 KiB blocks: all addresses here are below 4 MiB.
+ */
+static unsigned long granules_cut;
+/* Was it called for what is not a new bound inside a tagged VMA? */
+static bool granules_cut_wrongly;
+
+/*
+ * Custom: the kernel's looks at page tables, of which there are none here. Like
+ * that one, it may be called for a bound that cuts no granule.
+ */
+void page_granule_split_vma(struct vm_area_struct *vma, unsigned long addr)
 {
-	const vma_flags_t flags = granule_flags(kind);
+	const unsigned long block = ALIGN_DOWN(addr, SZ_64K);
 
-	if (kind == GRANULE_CONTRACT)
-		mm_flags_set(MMF_GRANULE_CONTRACT, mm);
+	/* The VMA has its old bounds still. */
+	if (!vma_test(vma, VMA_GRANULE_BIT) ||
+	    addr <= vma->vm_start || addr >= vma->vm_end)
+		granules_cut_wrongly = true;
 
-	/* munmap() checks its accounting. */
-	vm_stat_account(mm, vma_flags_to_legacy(flags),
-			(end - start) >> PAGE_SHIFT);
-	return alloc_and_link_vma(mm, start, end, start >> PAGE_SHIFT, flags);
+	if (addr > block && vma->vm_start <= block &&
+	    vma->vm_end >= block + SZ_64K)
+		granules_cut |= BIT(block / SZ_64K);
 }
 
-/* Is this VMA as link_granule_vma() made it, and nothing begun to change it? */
-static bool granule_vma_untouched(struct vm_area_struct *vma,
-				  unsigned long start, unsigned long end,
-				  int kind)
+/* The model: the VMAs of an address space, in the order of their addresses. */
+struct layout {
+	struct layout_vma {
+		unsigned long start, end;
+		int kind;
+		bool readonly;
+		/* What layout_link() has made of it. */
+		struct vm_area_struct *vma;
+	} vmas[8];
+	int nr;
+};
+
+/* The index of the first VMA that ends after an address. */
+static int layout_index(const struct layout *layout, unsigned long addr)
 {
-	ASSERT_EQ(vma_lookup(vma->vm_mm, start), vma);
-	ASSERT_EQ(vma_lookup(vma->vm_mm, end - 1), vma);
-	ASSERT_EQ(vma->vm_start, start);
-	ASSERT_EQ(vma->vm_end, end);
-	ASSERT_EQ(vma_start_pgoff(vma), start >> PAGE_SHIFT);
-	ASSERT_EQ(vma_start_anon_pgoff(vma), start >> PAGE_SHIFT);
-	ASSERT_FLAGS_SAME_MASK(&vma->flags, granule_flags(kind));
-	ASSERT_FALSE(vma_write_started(vma));
-	vma_assert_attached(vma);
-	return true;
+	int i;
+
+	for (i = 0; i < layout->nr; i++) {
+		if (layout->vmas[i].end > addr)
+			break;
+	}
+	return i;
+}
+
+static void layout_add(struct layout *layout, unsigned long start,
+		       unsigned long end, int kind, bool readonly)
+{
+	const int i = layout_index(layout, start);
+	struct layout_vma *vma = &layout->vmas[i];
+
+	memmove(vma + 1, vma, (layout->nr++ - i) * sizeof(*vma));
+	*vma = (struct layout_vma){ start, end, kind, readonly };
+}
+
+static void layout_remove(struct layout *layout, int i)
+{
+	struct layout_vma *vma = &layout->vmas[i];
+
+	memmove(vma, vma + 1, (--layout->nr - i) * sizeof(*vma));
+}
+
+/* The VMA that has bytes on both sides of an address, or NULL. */
+static struct layout_vma *layout_around(struct layout *layout,
+					unsigned long addr)
+{
+	const int i = layout_index(layout, addr);
+
+	if (i == layout->nr || layout->vmas[i].start >= addr)
+		return NULL;
+	return &layout->vmas[i];
+}
+
+/* The rule of contract VMAs: no bound inside a granule. */
+static bool layout_refuses(struct layout *layout, unsigned long addr)
+{
+	struct layout_vma *vma = layout_around(layout, addr);
+
+	return vma && addr % kind_unit(vma->kind);
+}
+
+static void layout_split(struct layout *layout, unsigned long addr)
+{
+	struct layout_vma *vma = layout_around(layout, addr);
+	unsigned long end;
+
+	if (!vma)
+		return;
+
+	end = vma->end;
+	vma->end = addr;
+	layout_add(layout, addr, end, vma->kind, vma->readonly);
+}
+
+static void layout_unmap(struct layout *layout, unsigned long start,
+			 unsigned long end)
+{
+	int i;
+
+	layout_split(layout, start);
+	layout_split(layout, end);
+
+	i = layout_index(layout, start);
+	while (i < layout->nr && layout->vmas[i].start < end)
+		layout_remove(layout, i);
+}
+
+/* Merge the VMAs to both sides of an address if they do not differ. */
+static void layout_merge(struct layout *layout, unsigned long addr)
+{
+	const int i = layout_index(layout, addr);
+	struct layout_vma *high = &layout->vmas[i], *low = high - 1;
+
+	if (!i || i == layout->nr || low->end != high->start ||
+	    low->kind != high->kind || low->readonly != high->readonly)
+		return;
+
+	low->end = high->end;
+	layout_remove(layout, i);
 }
 
 /*
- * Put a new VMA between two others, with each combination of the bits in the
- * three of them, and assert that it merges with those that have the same ones.
- *
- *   0        64K       128K      192K
- *   |  prev   | * new * |  next   |
+ * The mask of the granules that a change cuts: blocks that lie inside a tagged
+ * VMA before it and have a bound inside them after it.
  */
-static bool __test_granule_merge_new(int prev_kind, int kind, int next_kind)
+static unsigned long layout_cuts(const struct layout *before,
+				 const struct layout *after)
 {
-	const bool left = prev_kind == kind;
-	const bool right = next_kind == kind;
+	unsigned long granules = 0, bounds = 0;
+	int i;
+
+	for (i = 0; i < before->nr; i++) {
+		const struct layout_vma *vma = &before->vmas[i];
+		unsigned long block = ALIGN(vma->start, SZ_64K);
+
+		if (!kind_tagged(vma->kind))
+			continue;
+		for (; block + SZ_64K <= vma->end; block += SZ_64K)
+			granules |= BIT(block / SZ_64K);
+	}
+
+	for (i = 0; i < after->nr; i++) {
+		const struct layout_vma *vma = &after->vmas[i];
+
+		if (vma->start % SZ_64K)
+			bounds |= BIT(vma->start / SZ_64K);
+		if (vma->end % SZ_64K)
+			bounds |= BIT(vma->end / SZ_64K);
+	}
+
+	return granules & bounds;
+}
+
+static unsigned long layout_pages(const struct layout *layout)
+{
+	unsigned long bytes = 0;
+	int i;
+
+	for (i = 0; i < layout->nr; i++)
+		bytes += layout->vmas[i].end - layout->vmas[i].start;
+	return bytes / PAGE_SIZE;
+}
+
+static vma_flags_t layout_vma_flags(const struct layout_vma *vma)
+{
+	vma_flags_t flags = granule_flags(vma->kind);
+
+	if (vma->readonly)
+		vma_flags_clear(&flags, VMA_WRITE_BIT);
+	return flags;
+}
+
+/* For messages. */
+static const char *layout_str(const struct layout *layout)
+{
+	static char buf[256];
+	int i, len = 0;
+
+	buf[0] = '\0';
+	for (i = 0; i < layout->nr; i++) {
+		const struct layout_vma *vma = &layout->vmas[i];
+
+		len += snprintf(buf + len, sizeof(buf) - len,
+				"%s%lx-%lx kind %d%s", i ? ", " : "",
+				vma->start, vma->end, vma->kind,
+				vma->readonly ? " ro" : "");
+	}
+	return buf;
+}
+
+/*
+ * Make the VMAs of a layout in an empty address space, for one operation that
+ * starts with an iterator at @addr.
+ */
+static bool layout_link(struct layout *layout, struct mm_struct *mm,
+			struct vma_iterator *vmi, unsigned long addr)
+{
+	int i;
+
+	/* As the kernel does: brk() would leave another tree locked. */
+	mt_init_flags(&mm->mm_mt, MT_FLAGS_LOCK_EXTERN);
+	vma_iter_init(vmi, mm, addr);
+
+	for (i = 0; i < layout->nr; i++) {
+		struct layout_vma *vma = &layout->vmas[i];
+		const vma_flags_t flags = layout_vma_flags(vma);
+
+		/* The kernel takes this for granted, wherever it unmaps. */
+		vm_stat_account(mm, vma_flags_to_legacy(flags),
+				(vma->end - vma->start) >> PAGE_SHIFT);
+		if (kind_contract(vma->kind))
+			mm_flags_set(MMF_GRANULE_CONTRACT, mm);
+
+		vma->vma = alloc_and_link_vma(mm, vma->start, vma->end,
+					      vma->start >> PAGE_SHIFT, flags);
+		ASSERT_NE(vma->vma, NULL);
+	}
+
+	current->mm = mm;
+	granules_cut = 0;
+	granules_cut_wrongly = false;
+	return true;
+}
+
+/* Assert that an address space has the VMAs of a layout, and no others. */
+static bool layout_is(const struct layout *layout, struct mm_struct *mm)
+{
+	VMA_ITERATOR(vmi, mm, 0);
+	struct vm_area_struct *vma;
+	int i = 0;
+
+	for_each_vma(vmi, vma) {
+		const struct layout_vma *want = &layout->vmas[i++];
+
+		ASSERT_TRUE(i <= layout->nr);
+		ASSERT_EQ(vma->vm_start, want->start);
+		ASSERT_EQ(vma->vm_end, want->end);
+		ASSERT_EQ(vma_start_pgoff(vma), want->start >> PAGE_SHIFT);
+		ASSERT_EQ(vma_start_anon_pgoff(vma), want->start >> PAGE_SHIFT);
+		ASSERT_FLAGS_SAME_MASK(&vma->flags, layout_vma_flags(want));
+		vma_assert_attached(vma);
+	}
+	ASSERT_EQ(i, layout->nr);
+	ASSERT_EQ(mm->map_count, layout->nr);
+	ASSERT_FALSE(granules_cut_wrongly);
+	return true;
+}
+
+/* Assert that nothing has changed since layout_link(), nor begun to. */
+static bool layout_untouched(const struct layout *layout, struct mm_struct *mm)
+{
+	int i;
+
+	ASSERT_TRUE(layout_is(layout, mm));
+	ASSERT_EQ(mm->total_vm, layout_pages(layout));
+	ASSERT_EQ(granules_cut, 0);
+	for (i = 0; i < layout->nr; i++) {
+		struct vm_area_struct *vma = layout->vmas[i].vma;
+
+		ASSERT_EQ(vma_lookup(mm, layout->vmas[i].start), vma);
+		ASSERT_FALSE(vma_write_started(vma));
+	}
+	return true;
+}
+
+/* What may be next to the VMA under test, on either side. */
+struct neighbour {
+	enum {
+		NO_NEIGHBOUR,
+		TOUCHING,
+		TOUCHING_READONLY,	/* its twin would not merge either */
+		APART,			/* by as little as bounds permit */
+	} place;
+	int kind;
+};
+
+static const struct neighbour neighbours[] = {
+	{ NO_NEIGHBOUR,		GRANULE_UNTAGGED },
+	{ TOUCHING,		GRANULE_UNTAGGED },
+	{ TOUCHING,		GRANULE_DEFAULT },
+	{ TOUCHING,		GRANULE_CONTRACT_ONLY },
+	{ TOUCHING,		GRANULE_CONTRACT },
+	{ TOUCHING_READONLY,	GRANULE_UNTAGGED },
+	{ TOUCHING_READONLY,	GRANULE_DEFAULT },
+	{ TOUCHING_READONLY,	GRANULE_CONTRACT_ONLY },
+	{ TOUCHING_READONLY,	GRANULE_CONTRACT },
+	{ APART,		GRANULE_UNTAGGED },
+	{ APART,		GRANULE_DEFAULT },
+	{ APART,		GRANULE_CONTRACT_ONLY },
+	{ APART,		GRANULE_CONTRACT },
+};
+
+/* A VMA, or what is to become one, and what is next to it. */
+struct scene {
+	const struct neighbour *prev, *next;
+	unsigned long start, end;
+	int kind;
+};
+
+static const unsigned long scene_bounds[][2] = {
+	{ 0x80000, 0xa0000 },	/* two blocks */
+	{ 0x80000, 0x90000 },	/* one block */
+	{ 0x81000, 0xa0000 },	/* a block, and almost one before it */
+	{ 0x80000, 0x9f000 },	/* ...after it */
+	{ 0x88000, 0xa8000 },	/* ...and a half to either side */
+	{ 0x88000, 0x98000 },	/* the size of a block, but none of them */
+	{ 0x8f000, 0x91000 },
+	{ 0x80000, 0x88000 },	/* parts of one block */
+	{ 0x88000, 0x90000 },
+	{ 0x81000, 0x8f000 },
+};
+
+#define NUM_NEIGHBOURS	((int)ARRAY_SIZE(neighbours))
+#define NUM_BOUNDS	((int)ARRAY_SIZE(scene_bounds))
+#define NUM_SCENES	(NUM_NEIGHBOURS * NUM_NEIGHBOURS * NUM_BOUNDS * \
+			 NUM_GRANULE_KINDS)
+
+static struct scene nth_scene(int i)
+{
+	struct scene scene;
+
+	scene.prev = &neighbours[i % NUM_NEIGHBOURS];
+	i /= NUM_NEIGHBOURS;
+	scene.next = &neighbours[i % NUM_NEIGHBOURS];
+	i /= NUM_NEIGHBOURS;
+	scene.start = scene_bounds[i % NUM_BOUNDS][0];
+	scene.end = scene_bounds[i % NUM_BOUNDS][1];
+	scene.kind = i / NUM_BOUNDS;
+	return scene;
+}
+
+/* Contract VMAs cannot have all bounds, nor touch all VMAs. */
+static bool scene_possible(const struct scene *scene)
+{
+	const unsigned long unit = kind_unit(scene->kind);
+
+	if (scene->start % unit || scene->end % unit)
+		return false;
+	if (scene->prev->place != APART &&
+	    scene->start % kind_unit(scene->prev->kind))
+		return false;
+	return scene->next->place == APART ||
+	       !(scene->end % kind_unit(scene->next->kind));
+}
+
+/* Begin a layout with the neighbours in a scene, without what is between. */
+static struct layout scene_layout(const struct scene *scene)
+{
+	const struct neighbour *prev = scene->prev, *next = scene->next;
+	struct layout layout = {};
+
+	if (prev->place != NO_NEIGHBOUR) {
+		unsigned long end = scene->start;
+
+		if (prev->place == APART)
+			end = ALIGN_DOWN(end - 1, kind_unit(prev->kind));
+		layout_add(&layout, end - 2 * SZ_64K, end, prev->kind,
+			   prev->place == TOUCHING_READONLY);
+	}
+
+	if (next->place != NO_NEIGHBOUR) {
+		unsigned long start = scene->end;
+
+		if (next->place == APART)
+			start = ALIGN(start + 1, kind_unit(next->kind));
+		layout_add(&layout, start, start + 2 * SZ_64K, next->kind,
+			   next->place == TOUCHING_READONLY);
+	}
+
+	return layout;
+}
+
+static const char *scene_str(const struct scene *scene)
+{
+	struct layout layout = scene_layout(scene);
+
+	layout_add(&layout, scene->start, scene->end, scene->kind, false);
+	return layout_str(&layout);
+}
+
+/* All ways by which a new range finds its place in an address space. */
+enum merge_new {
+	MERGE_NEW,		/* mmap() */
+	MERGE_COPIED,		/* mremap(), moved */
+	MERGE_EXTENDED,		/* mremap(), grown in place */
+	MERGE_BRK,		/* brk(), which does not look at what follows */
+	NUM_MERGE_NEW,
+};
+
+/* Where a copied range comes from. */
+#define COPIED_FROM	0x200000
+
+/*
+ * Put a new range between two VMAs and assert that it merges with those that
+ * have the same bits, as it would if none of the three had any.
+ */
+static bool __test_granule_merge_new(enum merge_new how,
+				     const struct scene *scene)
+{
+	const unsigned long start = scene->start, end = scene->end;
+	const unsigned long pgoff = start >> PAGE_SHIFT;
+	const vma_flags_t flags = granule_flags(scene->kind);
+	struct layout before = scene_layout(scene), after;
 	struct mm_struct mm = {};
 	struct vma_iterator vmi;
 	struct vma_merge_struct vmg = {
 		.mm = &mm,
 		.vmi = &vmi,
+		.start = start,
+		.end = end,
+		.vma_flags = flags,
+		.pgoff = pgoff,
+		.anon_pgoff = pgoff,
 	};
-	struct vm_area_struct *vma;
-	bool merged;
+	struct vm_area_struct *vma, *copied;
+	bool locks;
 
-	vma_iter_init(&vmi, &mm, 0);
-	ASSERT_NE(link_granule_vma(&mm, 0, 0x10000, prev_kind), NULL);
-	ASSERT_NE(link_granule_vma(&mm, 0x20000, 0x30000, next_kind), NULL);
+	if (how == MERGE_COPIED)
+		layout_add(&before, COPIED_FROM, COPIED_FROM + (end - start),
+			   scene->kind, false);
 
-	vma = try_merge_new_vma(&mm, &vmg, 0x10000, 0x20000, 0x10,
-				granule_flags(kind), &merged);
+	after = before;
+	layout_add(&after, start, end, scene->kind, false);
+	if (how != MERGE_BRK)
+		layout_merge(&after, end);
+	layout_merge(&after, start);
+
+	ASSERT_TRUE(layout_link(&before, &mm, &vmi, start));
+	switch (how) {
+	case MERGE_NEW:
+		vmg.next = vma_iter_next_rewind(&vmi, &vmg.prev);
+		vma = vma_merge_new_range(&vmg);
+		ASSERT_EQ(!vma, after.nr > before.nr);
+		if (!vma)
+			vma = alloc_and_link_vma(&mm, start, end, pgoff, flags);
+		break;
+	case MERGE_COPIED:
+		copied = vma_lookup(&mm, COPIED_FROM);
+		vma = copy_vma(&copied, start, end - start, pgoff, pgoff,
+			       &locks, false);
+		break;
+	case MERGE_EXTENDED:
+		vma = vma_merge_extend(&vmi, vma_prev(&vmi), end - start);
+		break;
+	default:
+		ASSERT_EQ(vma_find(&vmi, end), NULL);
+		ASSERT_EQ(do_brk_flags(&vmi, vma_prev(&vmi), start, end - start,
+				       flags), 0);
+		vma = vma_lookup(&mm, start);
+		break;
+	}
+
 	ASSERT_NE(vma, NULL);
-	ASSERT_EQ(merged, left || right);
-	ASSERT_EQ(vma->vm_start, left ? 0 : 0x10000);
-	ASSERT_EQ(vma->vm_end, right ? 0x30000 : 0x20000);
-	ASSERT_FLAGS_SAME_MASK(&vma->flags, granule_flags(kind));
-	ASSERT_EQ(mm.map_count, 3 - left - right);
+	ASSERT_EQ(vma, vma_lookup(&mm, start));
+	ASSERT_TRUE(layout_is(&after, &mm));
+	ASSERT_EQ(granules_cut, 0);
 
 	cleanup_mm(&mm, &vmi);
 	return true;
@@ -117,439 +522,567 @@ static bool __test_granule_merge_new(int prev_kind, int kind, int next_kind)
 
 static bool test_granule_merge_new(void)
 {
-	int i;
+	int i, how;
 
-	for (i = 0; i < NUM_GRANULE_KINDS * NUM_GRANULE_KINDS *
-			NUM_GRANULE_KINDS; i++) {
-		const int prev = i % NUM_GRANULE_KINDS;
-		const int kind = i / NUM_GRANULE_KINDS % NUM_GRANULE_KINDS;
-		const int next = i / NUM_GRANULE_KINDS / NUM_GRANULE_KINDS;
+	for (i = 0; i < NUM_SCENES; i++) {
+		const struct scene scene = nth_scene(i);
+		const bool extends = scene.prev->place == TOUCHING &&
+				     scene.prev->kind == scene.kind;
 
-		ASSERT_TRUE(__test_granule_merge_new(prev, kind, next));
-	}
-	return true;
-}
-
-/*
- * The same for a VMA that becomes writable like its neighbours: mprotect() does
- * not change the granule bits, so they still decide.
- */
-static bool __test_granule_merge_existing(int prev_kind, int kind, int next_kind)
-{
-	const bool left = prev_kind == kind;
-	const bool right = next_kind == kind;
-	vma_flags_t flags = granule_flags(kind);
-	struct mm_struct mm = {};
-	struct vma_iterator vmi;
-	struct vm_area_struct *prev, *vma;
-
-	vma_iter_init(&vmi, &mm, 0x10000);
-	prev = link_granule_vma(&mm, 0, 0x10000, prev_kind);
-	ASSERT_NE(prev, NULL);
-	vma = link_granule_vma(&mm, 0x10000, 0x20000, kind);
-	ASSERT_NE(vma, NULL);
-	vma_clear_flags(vma, VMA_WRITE_BIT);
-	ASSERT_NE(link_granule_vma(&mm, 0x20000, 0x30000, next_kind), NULL);
-
-	vma = vma_modify_flags(&vmi, prev, vma, 0x10000, 0x20000, &flags);
-	ASSERT_FALSE(IS_ERR(vma));
-	ASSERT_EQ(vma->vm_start, left ? 0 : 0x10000);
-	ASSERT_EQ(vma->vm_end, right ? 0x30000 : 0x20000);
-	ASSERT_EQ(mm.map_count, 3 - left - right);
-
-	cleanup_mm(&mm, &vmi);
-	return true;
-}
-
-static bool test_granule_merge_existing(void)
-{
-	int i;
-
-	for (i = 0; i < NUM_GRANULE_KINDS * NUM_GRANULE_KINDS *
-			NUM_GRANULE_KINDS; i++) {
-		const int prev = i % NUM_GRANULE_KINDS;
-		const int kind = i / NUM_GRANULE_KINDS % NUM_GRANULE_KINDS;
-		const int next = i / NUM_GRANULE_KINDS / NUM_GRANULE_KINDS;
-
-		ASSERT_TRUE(__test_granule_merge_existing(prev, kind, next));
-	}
-	return true;
-}
-
-/* Assert that a contract VMA cannot be split inside a granule. */
-static bool test_granule_split_contract_refused(void)
-{
-	struct mm_struct mm = {};
-	struct vma_iterator vmi;
-	struct vm_area_struct *vma;
-	unsigned long addr;
-	int below;
-
-	vma_iter_init(&vmi, &mm, 0);
-	vma = link_granule_vma(&mm, 0x10000, 0x40000, GRANULE_CONTRACT);
-	ASSERT_NE(vma, NULL);
-	reset_granule_split();
-
-	for (addr = 0x11000; addr < 0x40000; addr += PAGE_SIZE) {
-		if (IS_ALIGNED(addr, PAGE_GRANULE_SIZE))
+		if (!scene_possible(&scene))
 			continue;
 
-		for (below = 0; below < 2; below++) {
-			vma_iter_set(&vmi, addr);
-			ASSERT_EQ(vma_iter_load(&vmi), vma);
-			ASSERT_EQ(split_vma(&vmi, vma, addr, below), -EINVAL);
-			ASSERT_TRUE(granule_vma_untouched(vma, 0x10000, 0x40000,
-							  GRANULE_CONTRACT));
-			ASSERT_EQ(mm.map_count, 1);
-		}
-	}
-	ASSERT_EQ(granule_split_count, 0);
+		for (how = 0; how < NUM_MERGE_NEW; how++) {
+			bool ok;
 
-	cleanup_mm(&mm, &vmi);
-	return true;
-}
-
-/*
- * Split a VMA, assert that both parts keep the bits, and that whoever counts
- * broken granules has been asked while the VMA had its old bounds.
- */
-static bool __test_granule_split(int kind, unsigned long addr, int below)
-{
-	const bool tagged = kind & GRANULE_DEFAULT;
-	struct mm_struct mm = {};
-	struct vma_iterator vmi;
-	struct vm_area_struct *vma, *low, *high;
-
-	vma_iter_init(&vmi, &mm, addr);
-	vma = link_granule_vma(&mm, 0x10000, 0x40000, kind);
-	ASSERT_NE(vma, NULL);
-	ASSERT_EQ(vma_iter_load(&vmi), vma);
-	reset_granule_split();
-
-	ASSERT_EQ(split_vma(&vmi, vma, addr, below), 0);
-	ASSERT_EQ(mm.map_count, 2);
-
-	low = vma_lookup(&mm, 0x10000);
-	high = vma_lookup(&mm, addr);
-	ASSERT_EQ(below ? high : low, vma);
-	ASSERT_EQ(low->vm_start, 0x10000);
-	ASSERT_EQ(low->vm_end, addr);
-	ASSERT_EQ(high->vm_start, addr);
-	ASSERT_EQ(high->vm_end, 0x40000);
-	ASSERT_EQ(vma_start_pgoff(high), addr >> PAGE_SHIFT);
-	ASSERT_FLAGS_SAME_MASK(&low->flags, granule_flags(kind));
-	ASSERT_FLAGS_SAME_MASK(&high->flags, granule_flags(kind));
-
-	ASSERT_EQ(granule_split_count, tagged ? 1 : 0);
-	if (tagged) {
-		ASSERT_EQ(granule_split_vma, vma);
-		ASSERT_EQ(granule_split_addr, addr);
-	}
-
-	cleanup_mm(&mm, &vmi);
-	return true;
-}
-
-/* Assert that a contract VMA can be split between granules. */
-static bool test_granule_split_contract(void)
-{
-	int below;
-
-	for (below = 0; below < 2; below++) {
-		ASSERT_TRUE(__test_granule_split(GRANULE_CONTRACT, 0x20000,
-						 below));
-		ASSERT_TRUE(__test_granule_split(GRANULE_CONTRACT, 0x30000,
-						 below));
-	}
-	return true;
-}
-
-/* Assert that any other VMA can be split at any base page. */
-static bool test_granule_split_default(void)
-{
-	unsigned long addr;
-	int below;
-
-	for (addr = 0x11000; addr < 0x40000; addr += PAGE_SIZE) {
-		for (below = 0; below < 2; below++) {
-			ASSERT_TRUE(__test_granule_split(GRANULE_DEFAULT, addr,
-							 below));
-			ASSERT_TRUE(__test_granule_split(GRANULE_UNTAGGED, addr,
-							 below));
+			if (how == MERGE_EXTENDED && !extends)
+				continue;
+			ok = __test_granule_merge_new(how, &scene);
+			__ASSERT_TRUE(ok, " (way %d: %s)", how,
+				      scene_str(&scene));
 		}
 	}
 	return true;
 }
 
-/*
- * Assert that a change of a part of a contract VMA that begins or ends inside a
- * granule is refused before either end is split.
- */
-static bool test_granule_modify_contract_refused(void)
+/* Where ranges begin and end in a test for which all pages were too many. */
+static unsigned long next_probe(unsigned long addr)
 {
-	static const unsigned long ranges[][2] = {
-		{ 0x10000, 0x11000 },	/* the end cuts the first granule */
-		{ 0x10000, 0x3f000 },	/* ...or the last one */
-		{ 0x11000, 0x40000 },	/* the start does */
-		{ 0x20000, 0x21000 },	/* a start that can be split, but... */
-		{ 0x11000, 0x20000 },
-		{ 0x21000, 0x2f000 },	/* both ends, one granule */
-		{ 0x11000, 0x3f000 },	/* both ends, two granules */
+	static const unsigned long offsets[] = {
+		0x1000, 0x8000, 0xf000, 0x10000,
 	};
-	struct mm_struct mm = {};
-	struct vma_iterator vmi;
-	struct vm_area_struct *vma, *ret;
-	int i;
+	const unsigned long block = ALIGN_DOWN(addr, SZ_64K);
+	int i = 0;
 
-	vma_iter_init(&vmi, &mm, 0);
-	vma = link_granule_vma(&mm, 0x10000, 0x40000, GRANULE_CONTRACT);
-	ASSERT_NE(vma, NULL);
-	reset_granule_split();
-
-	for (i = 0; i < ARRAY_SIZE(ranges); i++) {
-		const unsigned long start = ranges[i][0], end = ranges[i][1];
-		vma_flags_t flags = granule_flags(GRANULE_CONTRACT);
-
-		vma_flags_clear(&flags, VMA_WRITE_BIT);
-		vma_iter_set(&vmi, start);
-		ASSERT_EQ(vma_iter_load(&vmi), vma);
-		ret = vma_modify_flags(&vmi, start > 0x10000 ? vma : NULL, vma,
-				       start, end, &flags);
-		ASSERT_EQ(ret, ERR_PTR(-EINVAL));
-		ASSERT_TRUE(granule_vma_untouched(vma, 0x10000, 0x40000,
-						  GRANULE_CONTRACT));
-		ASSERT_EQ(mm.map_count, 1);
-	}
-	ASSERT_EQ(granule_split_count, 0);
-
-	cleanup_mm(&mm, &vmi);
-	return true;
+	while (block + offsets[i] <= addr)
+		i++;
+	return block + offsets[i];
 }
 
 /*
- * A merge moves the bound between two VMAs without a split. Assert that it does
- * not move it into a granule either, in whichever direction:
- *
- *   0        64K       128K      192K
- *   |  prev   |*   vma  *|  next  |
+ * Make a part of a VMA writable like its neighbours. mprotect() does not change
+ * the granule bits, so they still decide on merging. A merge moves the bound to
+ * a neighbour without a split; assert that it does not move it into a contract
+ * granule either, and that the granule of another tagged VMA counts as cut.
  */
-static bool test_granule_modify_contract_merge_refused(void)
+static bool __test_granule_modify(const struct scene *scene,
+				  unsigned long start, unsigned long end)
 {
-	static const unsigned long ranges[][2] = {
-		{ 0x10000, 0x11000 },	/* would merge with prev */
-		{ 0x1f000, 0x20000 },	/* would merge with next */
-	};
-	struct mm_struct mm = {};
-	struct vma_iterator vmi;
-	struct vm_area_struct *prev, *vma, *next, *ret;
-	int i;
-
-	vma_iter_init(&vmi, &mm, 0);
-	prev = link_granule_vma(&mm, 0, 0x10000, GRANULE_CONTRACT);
-	ASSERT_NE(prev, NULL);
-	vma = link_granule_vma(&mm, 0x10000, 0x20000, GRANULE_CONTRACT);
-	ASSERT_NE(vma, NULL);
-	next = link_granule_vma(&mm, 0x20000, 0x30000, GRANULE_CONTRACT);
-	ASSERT_NE(next, NULL);
-
-	for (i = 0; i < ARRAY_SIZE(ranges); i++) {
-		vma_flags_t flags = granule_flags(GRANULE_CONTRACT);
-
-		vma_clear_flags(vma, VMA_WRITE_BIT);
-		vma_iter_set(&vmi, ranges[i][0]);
-		ASSERT_EQ(vma_iter_load(&vmi), vma);
-		ret = vma_modify_flags(&vmi, i ? vma : prev, vma, ranges[i][0],
-				       ranges[i][1], &flags);
-		ASSERT_EQ(ret, ERR_PTR(-EINVAL));
-		vma_set_flags(vma, VMA_WRITE_BIT);
-
-		ASSERT_TRUE(granule_vma_untouched(prev, 0, 0x10000,
-						  GRANULE_CONTRACT));
-		ASSERT_TRUE(granule_vma_untouched(vma, 0x10000, 0x20000,
-						  GRANULE_CONTRACT));
-		ASSERT_TRUE(granule_vma_untouched(next, 0x20000, 0x30000,
-						  GRANULE_CONTRACT));
-	}
-
-	cleanup_mm(&mm, &vmi);
-	return true;
-}
-
-/* The same for a default-tagged VMA is legal, and counted like a split. */
-static bool test_granule_modify_default_merge(void)
-{
-	vma_flags_t flags = granule_flags(GRANULE_DEFAULT);
+	struct layout before = scene_layout(scene), after;
+	vma_flags_t flags = granule_flags(scene->kind);
 	struct mm_struct mm = {};
 	struct vma_iterator vmi;
 	struct vm_area_struct *prev, *vma, *ret;
+	struct layout_vma *want;
+	int middle;
 
-	vma_iter_init(&vmi, &mm, 0x10000);
-	prev = link_granule_vma(&mm, 0, 0x10000, GRANULE_DEFAULT);
-	ASSERT_NE(prev, NULL);
-	vma = link_granule_vma(&mm, 0x10000, 0x20000, GRANULE_DEFAULT);
-	ASSERT_NE(vma, NULL);
-	vma_clear_flags(vma, VMA_WRITE_BIT);
-	reset_granule_split();
+	middle = layout_index(&before, scene->start);
+	layout_add(&before, scene->start, scene->end, scene->kind, true);
 
-	ret = vma_modify_flags(&vmi, prev, vma, 0x10000, 0x11000, &flags);
-	ASSERT_EQ(ret, prev);
-	ASSERT_EQ(prev->vm_end, 0x11000);
-	ASSERT_EQ(vma->vm_start, 0x11000);
+	ASSERT_TRUE(layout_link(&before, &mm, &vmi, start));
+	vma = vma_iter_load(&vmi);
+	ASSERT_EQ(vma, before.vmas[middle].vma);
+	if (start > scene->start)
+		prev = vma;
+	else
+		prev = middle ? before.vmas[middle - 1].vma : NULL;
 
-	ASSERT_EQ(granule_split_count, 1);
-	ASSERT_EQ(granule_split_vma, vma);
-	ASSERT_EQ(granule_split_addr, 0x11000);
+	ret = vma_modify_flags(&vmi, prev, vma, start, end, &flags);
 
-	cleanup_mm(&mm, &vmi);
-	return true;
-}
+	if (layout_refuses(&before, start) || layout_refuses(&before, end)) {
+		ASSERT_EQ(ret, ERR_PTR(-EINVAL));
+		ASSERT_TRUE(layout_untouched(&before, &mm));
+	} else {
+		after = before;
+		layout_split(&after, start);
+		layout_split(&after, end);
+		after.vmas[layout_index(&after, start)].readonly = false;
+		layout_merge(&after, end);
+		layout_merge(&after, start);
 
-/*
- * Three VMAs, of which the outer two are contract VMAs or not:
- *
- *   64K       128K      192K      256K
- *   |   low    |   mid   |   high  |
- *
- * Unmap [start, end) and assert that it is refused with nothing changed.
- */
-static bool __test_granule_munmap_refused(int low_kind, int high_kind,
-					  unsigned long start, unsigned long end)
-{
-	struct mm_struct mm = {};
-	struct vma_iterator vmi;
-	struct vm_area_struct *low, *mid, *high;
-
-	vma_iter_init(&vmi, &mm, start);
-	low = link_granule_vma(&mm, 0x10000, 0x20000, low_kind);
-	ASSERT_NE(low, NULL);
-	mid = link_granule_vma(&mm, 0x20000, 0x30000, GRANULE_UNTAGGED);
-	ASSERT_NE(mid, NULL);
-	high = link_granule_vma(&mm, 0x30000, 0x40000, high_kind);
-	ASSERT_NE(high, NULL);
-	current->mm = &mm;
-	reset_granule_split();
-
-	ASSERT_EQ(do_vmi_munmap(&vmi, &mm, start, end - start, NULL, false),
-		  -EINVAL);
-	ASSERT_EQ(mm.map_count, 3);
-	ASSERT_TRUE(granule_vma_untouched(low, 0x10000, 0x20000, low_kind));
-	ASSERT_TRUE(granule_vma_untouched(mid, 0x20000, 0x30000,
-					  GRANULE_UNTAGGED));
-	ASSERT_TRUE(granule_vma_untouched(high, 0x30000, 0x40000, high_kind));
-	ASSERT_EQ(granule_split_count, 0);
+		ASSERT_FALSE(IS_ERR(ret));
+		want = &after.vmas[layout_index(&after, start)];
+		ASSERT_EQ(ret->vm_start, want->start);
+		ASSERT_EQ(ret->vm_end, want->end);
+		/* As the caller does, whose flags these are. */
+		vma_set_flags(ret, VMA_WRITE_BIT);
+		ASSERT_TRUE(layout_is(&after, &mm));
+		ASSERT_EQ(granules_cut, layout_cuts(&before, &after));
+	}
 
 	cleanup_mm(&mm, &vmi);
 	return true;
 }
 
-static bool test_granule_munmap_refused(void)
+static bool test_granule_modify(void)
 {
-	static const struct {
-		int low_kind, high_kind;
-		unsigned long start, end;
-	} cases[] = {
-		/* Inside one granule, and at either end of it. */
-		{ GRANULE_CONTRACT, GRANULE_UNTAGGED, 0x11000, 0x1f000 },
-		{ GRANULE_CONTRACT, GRANULE_UNTAGGED, 0x10000, 0x11000 },
-		{ GRANULE_CONTRACT, GRANULE_UNTAGGED, 0x1f000, 0x20000 },
-		/* The near end cuts, the far end would be fine. */
-		{ GRANULE_CONTRACT, GRANULE_UNTAGGED, 0x1f000, 0x31000 },
-		/* Only the far end cuts: what is before it could be split. */
-		{ GRANULE_DEFAULT, GRANULE_CONTRACT, 0x11000, 0x31000 },
-		{ GRANULE_UNTAGGED, GRANULE_CONTRACT, 0x11000, 0x3f000 },
-		{ GRANULE_CONTRACT, GRANULE_CONTRACT, 0x10000, 0x31000 },
-		/* The range begins before the first VMA. */
-		{ GRANULE_CONTRACT, GRANULE_UNTAGGED, 0xf000, 0x11000 },
-	};
 	int i;
 
-	for (i = 0; i < ARRAY_SIZE(cases); i++)
-		ASSERT_TRUE(__test_granule_munmap_refused(cases[i].low_kind,
-							  cases[i].high_kind,
-							  cases[i].start,
-							  cases[i].end));
-	return true;
-}
+	for (i = 0; i < NUM_SCENES; i++) {
+		const struct scene scene = nth_scene(i);
+		unsigned long start = scene.start, end;
 
-/* Assert that what does not cut a contract granule can be unmapped. */
-static bool test_granule_munmap(void)
-{
-	static const unsigned long ranges[][2] = {
-		{ 0x20000, 0x30000 },	/* one granule out of three */
-		{ 0x10000, 0x20000 },	/* the first one */
-		{ 0x30000, 0x40000 },	/* the last one */
-		{ 0x08000, 0x20000 },	/* a start before the VMA */
-		{ 0x30000, 0x48000 },	/* an end after it */
-		{ 0x08000, 0x48000 },	/* all of it */
-		{ 0x08000, 0x10000 },	/* none of it */
-		{ 0x40000, 0x48000 },
-	};
-	int i;
+		if (!scene_possible(&scene))
+			continue;
 
-	for (i = 0; i < ARRAY_SIZE(ranges); i++) {
-		const unsigned long start = ranges[i][0], end = ranges[i][1];
-		struct mm_struct mm = {};
-		struct vma_iterator vmi;
-		unsigned long addr;
+		for (; start < scene.end; start = next_probe(start)) {
+			end = start;
+			do {
+				bool ok;
 
-		vma_iter_init(&vmi, &mm, start);
-		current->mm = &mm;
-		ASSERT_NE(link_granule_vma(&mm, 0, 0x10000, GRANULE_DEFAULT),
-			  NULL);
-		ASSERT_NE(link_granule_vma(&mm, 0x10000, 0x40000,
-					   GRANULE_CONTRACT), NULL);
-		ASSERT_NE(link_granule_vma(&mm, 0x40000, 0x50000,
-					   GRANULE_UNTAGGED), NULL);
-
-		ASSERT_EQ(do_vmi_munmap(&vmi, &mm, start, end - start, NULL,
-					false), 0);
-		for (addr = 0; addr < 0x50000; addr += PAGE_SIZE) {
-			const bool gone = addr >= start && addr < end;
-
-			ASSERT_EQ(!vma_lookup(&mm, addr), gone);
+				end = min(next_probe(end), scene.end);
+				ok = __test_granule_modify(&scene, start, end);
+				__ASSERT_TRUE(ok, " (%lx-%lx of %s)", start,
+					      end, scene_str(&scene));
+			} while (end < scene.end);
 		}
-
-		cleanup_mm(&mm, &vmi);
 	}
 	return true;
 }
 
-/* Assert that MAP_FIXED over a part of a contract granule changes nothing. */
-static bool test_granule_mmap_over_contract(void)
+/*
+ * Split a VMA. Assert that a contract VMA stays as it was if that would cut a
+ * granule; that otherwise both parts keep the bits, and that a granule which is
+ * cut is counted, whether the new VMA is the part below @addr or the other.
+ */
+static bool __test_granule_split(struct layout *before, unsigned long addr,
+				 int below)
 {
+	struct layout after = *before;
 	struct mm_struct mm = {};
 	struct vma_iterator vmi;
-	struct vm_area_struct *low, *high;
-	unsigned long ret;
+	struct vm_area_struct *vma;
+	int ret;
 
-	vma_iter_init(&vmi, &mm, 0);
-	current->mm = &mm;
-	low = link_granule_vma(&mm, 0x10000, 0x20000, GRANULE_DEFAULT);
-	ASSERT_NE(low, NULL);
-	high = link_granule_vma(&mm, 0x30000, 0x40000, GRANULE_CONTRACT);
-	ASSERT_NE(high, NULL);
-	reset_granule_split();
+	ASSERT_TRUE(layout_link(before, &mm, &vmi, addr));
+	vma = vma_iter_load(&vmi);
+	ASSERT_EQ(vma, before->vmas[0].vma);
 
-	/* The far end cuts a granule, the near one only a default-tagged VMA. */
-	ret = __mmap_region(NULL, 0x18000, 0x20000,
-			    granule_flags(GRANULE_UNTAGGED), 0x18, NULL);
-	ASSERT_EQ(ret, -EINVAL);
-	ASSERT_EQ(mm.map_count, 2);
-	ASSERT_TRUE(granule_vma_untouched(low, 0x10000, 0x20000,
-					  GRANULE_DEFAULT));
-	ASSERT_TRUE(granule_vma_untouched(high, 0x30000, 0x40000,
-					  GRANULE_CONTRACT));
-	ASSERT_EQ(granule_split_count, 0);
+	ret = split_vma(&vmi, vma, addr, below);
 
-	/* Over all of the granule it does. */
-	ret = __mmap_region(NULL, 0x18000, 0x28000,
-			    granule_flags(GRANULE_UNTAGGED), 0x18, NULL);
-	ASSERT_EQ(ret, 0x18000);
-	ASSERT_EQ(mm.map_count, 2);
-	ASSERT_EQ(vma_lookup(&mm, 0x10000)->vm_end, 0x18000);
-	ASSERT_FALSE(vma_granule_tagged(vma_lookup(&mm, 0x30000)));
+	if (layout_refuses(before, addr)) {
+		ASSERT_EQ(ret, -EINVAL);
+		ASSERT_TRUE(layout_untouched(before, &mm));
+	} else {
+		layout_split(&after, addr);
+		ASSERT_EQ(ret, 0);
+		ASSERT_TRUE(layout_is(&after, &mm));
+		ASSERT_EQ(vma_lookup(&mm, below ? addr : addr - 1), vma);
+		ASSERT_EQ(granules_cut, layout_cuts(before, &after));
+	}
 
 	cleanup_mm(&mm, &vmi);
+	return true;
+}
+
+/* Split it at every base page. */
+static bool granule_split_all(int kind, unsigned long start, unsigned long end)
+{
+	struct layout layout = {};
+	unsigned long addr;
+	int below;
+
+	layout_add(&layout, start, end, kind, false);
+	for (addr = start + PAGE_SIZE; addr < end; addr += PAGE_SIZE) {
+		for (below = 0; below < 2; below++) {
+			const bool ok = __test_granule_split(&layout, addr,
+							     below);
+
+			__ASSERT_TRUE(ok, " (at %lx, %d: %s)", addr, below,
+				      layout_str(&layout));
+		}
+	}
+	return true;
+}
+
+/* One granule to three, with all that a VMA can have before and after them. */
+static bool test_granule_split(void)
+{
+	unsigned long start, end;
+	int kind;
+
+	for (kind = 0; kind < NUM_GRANULE_KINDS; kind++) {
+		const unsigned long unit = kind_unit(kind);
+
+		for (start = 0x10000; start <= 0x20000; start += unit) {
+			for (end = 0x30000; end <= 0x40000; end += unit) {
+				const bool ok = granule_split_all(kind, start,
+								  end);
+
+				ASSERT_TRUE(ok);
+			}
+		}
+	}
+	return true;
+}
+
+/* Three VMAs, next to each other and apart; rounded inward for contract VMAs. */
+static const unsigned long unmap_layouts[][3][2] = {
+	{
+		{ 0x20000, 0x30000 },
+		{ 0x30000, 0x50000 },
+		{ 0x50000, 0x60000 },
+	}, {
+		{ 0x1d000, 0x34000 },
+		{ 0x34000, 0x5b000 },
+		{ 0x5d000, 0x73000 },
+	},
+};
+
+#define NUM_LAYOUTS	((int)ARRAY_SIZE(unmap_layouts) * NUM_KINDS * \
+			 NUM_KINDS * NUM_KINDS)
+
+static struct layout nth_layout(int i)
+{
+	const unsigned long (*bounds)[2];
+	struct layout layout = {};
+	int j;
+
+	bounds = unmap_layouts[i % ARRAY_SIZE(unmap_layouts)];
+	i /= ARRAY_SIZE(unmap_layouts);
+
+	for (j = 0; j < 3; j++) {
+		const int kind = granule_kinds[i % NUM_KINDS];
+		const unsigned long unit = kind_unit(kind);
+
+		i /= NUM_KINDS;
+		layout_add(&layout, ALIGN(bounds[j][0], unit),
+			   ALIGN_DOWN(bounds[j][1], unit), kind, false);
+	}
+	return layout;
+}
+
+/* Instead of the kind of the mapping that replaces what is unmapped. */
+#define UNMAP_ONLY	(-1)
+
+/*
+ * Unmap a range of three VMAs, with a new mapping in its place or without.
+ * Assert that it is refused, with nothing changed, if and only if either end
+ * cuts a granule of a contract VMA, wherever the other end is.
+ */
+static bool __test_granule_unmap(struct layout *before, unsigned long start,
+				 unsigned long end, int kind)
+{
+	const bool refused = layout_refuses(before, start) ||
+			     layout_refuses(before, end);
+	struct layout after = *before;
+	struct mm_struct mm = {};
+	struct vma_iterator vmi;
+	unsigned long cuts, ret;
+
+	layout_unmap(&after, start, end);
+	cuts = layout_cuts(before, &after);
+	if (kind != UNMAP_ONLY) {
+		layout_add(&after, start, end, kind, false);
+		layout_merge(&after, end);
+		layout_merge(&after, start);
+	}
+
+	ASSERT_TRUE(layout_link(before, &mm, &vmi, start));
+	if (kind == UNMAP_ONLY) {
+		ret = do_vmi_munmap(&vmi, &mm, start, end - start, NULL, false);
+		ASSERT_EQ(ret, refused ? -EINVAL : 0);
+	} else {
+		ret = __mmap_region(NULL, start, end - start,
+				    granule_flags(kind), start >> PAGE_SHIFT,
+				    NULL);
+		ASSERT_EQ(ret, refused ? -EINVAL : start);
+	}
+
+	if (refused) {
+		ASSERT_TRUE(layout_untouched(before, &mm));
+	} else {
+		ASSERT_TRUE(layout_is(&after, &mm));
+		ASSERT_EQ(mm.total_vm, layout_pages(&after));
+		ASSERT_EQ(granules_cut, cuts);
+	}
+
+	cleanup_mm(&mm, &vmi);
+	return true;
+}
+
+/* Every range of base pages, from some before to some after the VMAs. */
+static bool test_granule_munmap(void)
+{
+	unsigned long start, end;
+	int i;
+
+	for (i = 0; i < NUM_LAYOUTS; i++) {
+		struct layout layout = nth_layout(i);
+		const unsigned long last = layout.vmas[2].end + 0x3000;
+
+		start = layout.vmas[0].start - 0x3000;
+		for (; start < last; start += PAGE_SIZE) {
+			end = start + PAGE_SIZE;
+			for (; end <= last; end += PAGE_SIZE) {
+				const bool ok = __test_granule_unmap(&layout,
+							start, end, UNMAP_ONLY);
+
+				__ASSERT_TRUE(ok, " (%lx-%lx: %s)", start, end,
+					      layout_str(&layout));
+			}
+		}
+	}
+	return true;
+}
+
+/* MAP_FIXED: what is in the way is unmapped, what is beside it may merge. */
+static bool granule_mmap_over(struct layout *layout, int kind)
+{
+	const unsigned long unit = kind_unit(kind), last = 0x80000;
+	unsigned long start, end;
+
+	for (start = 0x10000; start < last; start = next_probe(start)) {
+		end = next_probe(start);
+		for (; end <= last; end = next_probe(end)) {
+			bool ok;
+
+			if (start % unit || end % unit)
+				continue;
+			ok = __test_granule_unmap(layout, start, end, kind);
+			__ASSERT_TRUE(ok, " (%lx-%lx kind %d: %s)", start, end,
+				      kind, layout_str(layout));
+		}
+	}
+	return true;
+}
+
+static bool test_granule_mmap_over(void)
+{
+	int i;
+
+	for (i = 0; i < NUM_LAYOUTS * NUM_KINDS; i++) {
+		struct layout layout = nth_layout(i / NUM_KINDS);
+
+		ASSERT_TRUE(granule_mmap_over(&layout,
+					      granule_kinds[i % NUM_KINDS]));
+	}
+	return true;
+}
+
+/*
+ * vma_expand() and vma_shrink() leave it to their callers which bounds a VMA is
+ * to get, so here a contract VMA is only given those that it can have. Assert
+ * that the VMA gets them and nothing else changes, and that growth, be it over
+ * another VMA, cuts no granule.
+ */
+static bool __test_granule_expand(int kind, unsigned long start,
+				  unsigned long end, bool over_next)
+{
+	const unsigned long unit = kind_unit(kind);
+	const unsigned long next_end = over_next ? end : end + unit;
+	const unsigned long next_start = next_end - unit;
+	struct layout before = {}, after = {};
+	struct mm_struct mm = {};
+	struct vma_iterator vmi;
+	struct vma_merge_struct vmg = {
+		.mm = &mm,
+		.vmi = &vmi,
+		.start = start,
+		.end = end,
+		.vma_flags = granule_flags(kind),
+		.pgoff = start >> PAGE_SHIFT,
+		.anon_pgoff = start >> PAGE_SHIFT,
+	};
+
+	layout_add(&before, 0x80000, 0xa0000, kind, false);
+	layout_add(&before, next_start, next_end, kind, false);
+	layout_add(&after, start, end, kind, false);
+	if (!over_next)
+		layout_add(&after, next_start, next_end, kind, false);
+
+	ASSERT_TRUE(layout_link(&before, &mm, &vmi, start));
+	vmg.target = before.vmas[0].vma;
+	vmg.next = before.vmas[1].vma;
+	ASSERT_EQ(vma_expand(&vmg), 0);
+	ASSERT_EQ(vma_lookup(&mm, start), before.vmas[0].vma);
+	ASSERT_TRUE(layout_is(&after, &mm));
+	ASSERT_EQ(granules_cut, 0);
+
+	cleanup_mm(&mm, &vmi);
+	return true;
+}
+
+static bool granule_expand_all(int kind, bool over_next)
+{
+	const unsigned long unit = kind_unit(kind);
+	unsigned long start, end;
+
+	for (start = 0x60000; start <= 0x80000; start += unit) {
+		end = over_next ? 0xa0000 + unit : 0xa0000;
+		for (; end <= 0xc0000; end += unit) {
+			const bool ok = __test_granule_expand(kind, start, end,
+							      over_next);
+
+			__ASSERT_TRUE(ok, " (kind %d to %lx-%lx, %d)", kind,
+				      start, end, over_next);
+		}
+	}
+	return true;
+}
+
+static bool test_granule_expand(void)
+{
+	int kind;
+
+	for (kind = 0; kind < NUM_GRANULE_KINDS; kind++) {
+		ASSERT_TRUE(granule_expand_all(kind, false));
+		ASSERT_TRUE(granule_expand_all(kind, true));
+	}
+	return true;
+}
+
+static bool __test_granule_shrink(struct layout *before, unsigned long end)
+{
+	struct layout after = *before;
+	struct mm_struct mm = {};
+	struct vma_iterator vmi;
+	struct vm_area_struct *vma;
+
+	after.vmas[0].end = end;
+
+	ASSERT_TRUE(layout_link(before, &mm, &vmi, before->vmas[0].start));
+	vma = vma_iter_load(&vmi);
+	ASSERT_EQ(vma, before->vmas[0].vma);
+	ASSERT_EQ(vma_shrink(&vmi, vma, end), 0);
+	ASSERT_TRUE(layout_is(&after, &mm));
+	/* Its caller has emptied the rest: nothing is there to be counted. */
+
+	cleanup_mm(&mm, &vmi);
+	return true;
+}
+
+static bool test_granule_shrink(void)
+{
+	int i;
+
+	for (i = 0; i < NUM_BOUNDS * NUM_GRANULE_KINDS; i++) {
+		const unsigned long *bounds = scene_bounds[i % NUM_BOUNDS];
+		const int kind = i / NUM_BOUNDS;
+		const unsigned long unit = kind_unit(kind);
+		struct layout layout = {};
+		unsigned long end;
+
+		if (bounds[0] % unit || bounds[1] % unit)
+			continue;
+		layout_add(&layout, bounds[0], bounds[1], kind, false);
+		for (end = bounds[0] + unit; end < bounds[1]; end += unit) {
+			const bool ok = __test_granule_shrink(&layout, end);
+
+			__ASSERT_TRUE(ok, " (to %lx: %s)", end,
+				      layout_str(&layout));
+		}
+	}
+	return true;
+}
+
+enum below_stack {
+	BELOW_IS_NOTHING,
+	BELOW_IS_MAPPED,	/* a guard gap has to be kept */
+	BELOW_IS_RESERVED,	/* inaccessible, so no gap is needed */
+};
+
+/*
+ * Touch a page below a stack. Assert that a tagged one grows to the start of
+ * the granule. If that leads too far, a default-tagged stack grows to the page
+ * as its untagged twin does, which a contract VMA cannot.
+ */
+static bool __test_granule_stack(int kind, unsigned long start,
+				 enum below_stack below, unsigned long limit,
+				 unsigned long addr)
+{
+	const unsigned long end = 0x330000, block = ALIGN_DOWN(addr, SZ_64K);
+	vma_flags_t flags = granule_flags(kind);
+	struct anon_vma_chain avc = {};
+	struct mm_struct mm = {};
+	struct vma_iterator vmi;
+	struct vm_area_struct *vma;
+	unsigned long want = addr;
+
+	if (kind_tagged(kind) && block >= limit)
+		want = block;
+	else if (kind_contract(kind) || addr < limit)
+		want = start;
+
+	vma_iter_init(&vmi, &mm, 0);
+	if (below != BELOW_IS_NOTHING) {
+		const unsigned long prev_end = below == BELOW_IS_MAPPED ?
+					       limit - stack_guard_gap : limit;
+		vma_flags_t prev_flags = granule_flags(GRANULE_UNTAGGED);
+
+		if (below == BELOW_IS_RESERVED)
+			vma_flags_clear(&prev_flags, VMA_READ_BIT,
+					VMA_WRITE_BIT, VMA_EXEC_BIT);
+		ASSERT_NE(alloc_and_link_vma(&mm, prev_end - SZ_64K, prev_end,
+					     (prev_end - SZ_64K) >> PAGE_SHIFT,
+					     prev_flags), NULL);
+	}
+
+	vma_flags_set(&flags, VMA_GROWSDOWN_BIT);
+	vma = alloc_and_link_vma(&mm, start, end, start >> PAGE_SHIFT, flags);
+	ASSERT_NE(vma, NULL);
+	vma_set_dummy_anon_vma(vma, &avc);
+	granules_cut = 0;
+
+	/* Any byte of the page will do. */
+	ASSERT_EQ(expand_downwards(vma, addr + 0x123),
+		  want == start ? -ENOMEM : 0);
+	ASSERT_EQ(vma->vm_start, want);
+	ASSERT_EQ(vma->vm_end, end);
+	ASSERT_EQ(vma_start_pgoff(vma), want >> PAGE_SHIFT);
+	ASSERT_EQ(vma_lookup(&mm, want), vma);
+	ASSERT_NE(vma_lookup(&mm, want - 1), vma);
+	ASSERT_EQ(mm.total_vm, (start - want) >> PAGE_SHIFT);
+	ASSERT_FLAGS_SAME_MASK(&vma->flags, flags);
+	ASSERT_EQ(granules_cut, 0);
+
+	cleanup_mm(&mm, &vmi);
+	return true;
+}
+
+/* Touch every page between it and what is below it. */
+static bool granule_stack_all(int kind, unsigned long start,
+			      enum below_stack below, unsigned long limit)
+{
+	/* A guard gap can be touched, with no other effect than a signal. */
+	unsigned long addr = below == BELOW_IS_MAPPED ? 0x2f0000 : limit;
+
+	for (; addr < start; addr += PAGE_SIZE) {
+		const bool ok = __test_granule_stack(kind, start, below, limit,
+						     addr);
+
+		__ASSERT_TRUE(ok, " (kind %d from %lx to %lx, %d until %lx)",
+			      kind, start, addr, below, limit);
+	}
+	return true;
+}
+
+static bool granule_stack_from(int kind, unsigned long start)
+{
+	unsigned long limit = 0x2f0000;
+
+	ASSERT_TRUE(granule_stack_all(kind, start, BELOW_IS_NOTHING, limit));
+	for (limit = 0x300000; limit < 0x310000; limit += PAGE_SIZE) {
+		ASSERT_TRUE(granule_stack_all(kind, start, BELOW_IS_MAPPED,
+					      limit));
+		ASSERT_TRUE(granule_stack_all(kind, start, BELOW_IS_RESERVED,
+					      limit));
+	}
+	return true;
+}
+
+static bool test_granule_stack(void)
+{
+	unsigned long start;
+	int i;
+
+	for (i = 0; i < NUM_KINDS; i++) {
+		const int kind = granule_kinds[i];
+		const unsigned long unit = kind_unit(kind);
+
+		for (start = 0x310000; start <= 0x320000; start += unit)
+			ASSERT_TRUE(granule_stack_from(kind, start));
+	}
 	return true;
 }
 
@@ -605,16 +1138,13 @@ static bool test_granule_pagesize(void)
 static void run_granule_tests(int *num_tests, int *num_fail)
 {
 	TEST(granule_merge_new);
-	TEST(granule_merge_existing);
-	TEST(granule_split_contract_refused);
-	TEST(granule_split_contract);
-	TEST(granule_split_default);
-	TEST(granule_modify_contract_refused);
-	TEST(granule_modify_contract_merge_refused);
-	TEST(granule_modify_default_merge);
-	TEST(granule_munmap_refused);
+	TEST(granule_modify);
+	TEST(granule_split);
 	TEST(granule_munmap);
-	TEST(granule_mmap_over_contract);
+	TEST(granule_mmap_over);
+	TEST(granule_expand);
+	TEST(granule_shrink);
+	TEST(granule_stack);
 	TEST(granule_mmap_region);
 	TEST(granule_pagesize);
 }
