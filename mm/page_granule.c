@@ -144,6 +144,9 @@ static bool page_granule_cut_whole(struct vm_area_struct *vma,
 	pmd = mm_find_pmd(vma->vm_mm, start);
 	if (!pmd)
 		return false;
+	/* A huge page is a run of granules. */
+	if (pmd_trans_huge(pmdp_get_lockless(pmd)))
+		return true;
 
 	pte = pte_offset_map_lock(vma->vm_mm, pmd, start, &ptl);
 	if (pte) {

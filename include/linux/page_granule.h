@@ -136,6 +136,22 @@ static inline bool mm_has_granule_contract(const struct mm_struct *mm)
 }
 
 /**
+ * page_granule_dup_mm - Tell a child that it will get contract VMAs.
+ * @mm: The address space of the child.
+ * @oldmm: That of its parent.
+ *
+ * Context: The mmap lock of @oldmm is held.
+ */
+static inline void page_granule_dup_mm(struct mm_struct *mm,
+				       const struct mm_struct *oldmm)
+{
+#ifdef CONFIG_PAGE_GRANULE
+	if (mm_has_granule_contract(oldmm))
+		mm_flags_set(MMF_GRANULE_CONTRACT, mm);
+#endif
+}
+
+/**
  * page_granule_cuts - Would a VMA bound at an address cut a contract granule?
  * @mm: The address space.
  * @addr: The address of the bound.
@@ -279,6 +295,26 @@ bool page_granule_ptes_run(pte_t *ptep);
 enum page_granule_state page_granule_pte_state(struct vm_area_struct *vma,
 					       unsigned long addr, pte_t *ptep);
 
+/**
+ * page_granule_is_whole - Is an address in a granule that is whole?
+ * @vma: The VMA.
+ * @addr: The address, in @vma.
+ * @ptep: The PTE that maps @addr.
+ *
+ * Context: The page table lock of @ptep is held.
+ * Return: true if @addr lies in a granule that is populated as a run.
+ */
+static inline bool page_granule_is_whole(struct vm_area_struct *vma,
+					 unsigned long addr, pte_t *ptep)
+{
+	const unsigned long start = addr & PAGE_GRANULE_MASK;
+
+	return vma_has_granule(vma, addr) &&
+	       page_granule_pte_state(vma, start,
+				      ptep - ((addr - start) >> PAGE_SHIFT)) ==
+	       PAGE_GRANULE_WHOLE;
+}
+
 bool page_granule_default(struct mm_struct *mm);
 int page_granule_parse_size(unsigned long size);
 int page_granule_parse_flags(unsigned long flags);
@@ -311,6 +347,12 @@ static inline void page_granule_count_fault(struct vm_area_struct *vma,
 static inline void page_granule_split_vma(struct vm_area_struct *vma,
 					  unsigned long addr)
 {
+}
+
+static inline bool page_granule_is_whole(struct vm_area_struct *vma,
+					 unsigned long addr, pte_t *ptep)
+{
+	return false;
 }
 
 static inline unsigned int

@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <linux/fs.h>
 #include <linux/userfaultfd.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -342,6 +343,58 @@ TEST_F(page_granule_flags, shared_anonymous)
 	addr = mmap(self->res + BASE_SIZE, GRANULE_SIZE, PROT_RW, flags | MAP_FIXED, -1, 0);
 	ASSERT_EQ(addr, self->res + BASE_SIZE);
 	EXPECT_FALSE(vma_has_flag(addr, "gr"));
+}
+
+/* Does a write to @addr end a process by SIGBUS? */
+static bool write_is_sigbus(char *addr)
+{
+	int status;
+	pid_t pid;
+
+	pid = fork();
+	if (!pid) {
+		*addr = 1;
+		_exit(0);
+	}
+	return waitpid(pid, &status, 0) == pid && WIFSIGNALED(status) &&
+	       WTERMSIG(status) == SIGBUS;
+}
+
+/*
+ * Assert that mremap() beyond the end of shared memory gives SIGBUS from the
+ * first page on that is not there, also where the granule begins before it.
+ */
+TEST_F(page_granule_flags, shared_beyond_end)
+{
+	const size_t len = GRANULE_SIZE + 3 * BASE_SIZE;
+	char *addr;
+
+	ASSERT_EQ(granule_set(PR_GRANULE_MMAP, GRANULE_SIZE), 0);
+	addr = mmap(NULL, len, PROT_RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(addr, MAP_FAILED);
+	addr = mremap(addr, len, 4 * GRANULE_SIZE, MREMAP_MAYMOVE);
+	ASSERT_NE(addr, MAP_FAILED);
+	EXPECT_TRUE(granule_aligned(addr));
+	/* Where the memory ends, and where nothing has touched the granule. */
+	addr[GRANULE_SIZE] = 1;
+	addr[len - 1] = 1;
+	EXPECT_TRUE(write_is_sigbus(addr + len));
+	EXPECT_TRUE(write_is_sigbus(addr + 2 * GRANULE_SIZE - BASE_SIZE));
+	EXPECT_TRUE(write_is_sigbus(addr + 2 * GRANULE_SIZE));
+}
+
+/* Assert that set_mempolicy_home_node() without a policy still says so. */
+TEST_F(page_granule_flags, home_node_without_policy)
+{
+	if (access("/proc/self/numa_maps", F_OK))
+		SKIP(return, "no memory policies: set CONFIG_NUMA=y");
+	EXPECT_EQ(syscall(__NR_set_mempolicy_home_node, self->res, BASE_SIZE, 0UL, 0UL), -1);
+	EXPECT_EQ(errno, ENOENT);
+	/* A contract VMA elsewhere makes no difference. */
+	EXPECT_EQ(map_error(NULL, GRANULE_SIZE, PROT_RW, ANON_FLAGS | MAP_GRANULE_64KB, -1, 0),
+		  0);
+	EXPECT_EQ(syscall(__NR_set_mempolicy_home_node, self->res, BASE_SIZE, 0UL, 0UL), -1);
+	EXPECT_EQ(errno, ENOENT);
 }
 
 FIXTURE(page_granule_file)
