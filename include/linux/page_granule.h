@@ -121,6 +121,20 @@ static inline bool vma_has_granule(const struct vm_area_struct *vma,
 }
 
 /**
+ * vma_inside_granule - Would stopping at an address leave a granule half done?
+ * @vma: The user mapping, stabilised by the mmap lock or its VMA lock.
+ * @addr: An address in @vma.
+ *
+ * Return: true if @addr lies in a granule of @vma, but not at its start.
+ */
+static inline bool vma_inside_granule(const struct vm_area_struct *vma,
+				      unsigned long addr)
+{
+	return vma_has_granule(vma, addr) &&
+	       !IS_ALIGNED(addr, PAGE_GRANULE_SIZE);
+}
+
+/**
  * mm_has_granule_contract - May there be a contract VMA?
  * @mm: The address space.
  *
