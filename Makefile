@@ -17,7 +17,7 @@ ARCHES := $(or $(ARCH),x86_64 arm64)
 ONE := $(or $(ARCH),$(HOST))
 
 .PHONY: demo help check deps tree export apply sync lint kernel boot kunit \
-	kselftest vma-test bisect clean work
+	kselftest mm-compare vma-test bisect clean work
 
 demo: work ## boot a patched kernel and show 64 KiB runs, measured
 	@scripts/demo $(ONE)
@@ -63,6 +63,9 @@ kunit: work ## run the KUnit suites in the guest
 kselftest: work ## run the kselftests of category page_granule in the guest
 	@for a in $(ARCHES); do scripts/kernel $$a; scripts/kselftest $$a; done
 
+mm-compare: work ## the base's mm selftests, unpatched against patched (an hour)
+	@for a in $(ARCHES); do scripts/kernel $$a; scripts/mm-compare $$a; done
+
 vma-test: work ## run tools/testing/vma on the host
 	@scripts/vma-test
 
@@ -70,4 +73,4 @@ bisect: tree ## build every commit, and the last with the feature off
 	@scripts/bisect $(ARCHES)
 
 clean: ## remove objects and logs; build/linux stays
-	@rm -rf out build/obj-* build/bisect build/lint-base
+	@rm -rf out build/obj-* build/bisect build/base build/lint-base
