@@ -16,7 +16,9 @@
 #include <linux/page_granule.h>
 #include <linux/pgtable.h>
 #include <linux/prctl.h>
+#include <linux/rmap.h>
 #include <linux/security.h>
+#include <linux/shmem_fs.h>
 #include <linux/sysfs.h>
 #include <linux/vmstat.h>
 
@@ -79,6 +81,39 @@ bool page_granule_ptes_run(pte_t *ptep)
 EXPORT_SYMBOL_IF_KUNIT(page_granule_ptes_run);
 
 /**
+ * page_granule_is_zeroes - Are the PTEs of a granule a run of zero pages?
+ * @vma: The tagged VMA.
+ * @addr: Start of a granule of @vma.
+ * @ptep: The PTE that maps @addr.
+ *
+ * KSM tells the zero pages that it has merged by the dirty bit. A granule that
+ * has any of those is not to be treated as one, lest all be counted.
+ *
+ * Context: The page table lock of @ptep is held.
+ * Return: true if all PTEs map the block of zero pages, and none is dirty.
+ */
+bool page_granule_is_zeroes(struct vm_area_struct *vma, unsigned long addr,
+			    pte_t *ptep)
+{
+	unsigned int batch;
+	int i;
+
+	if (pte_pfn(ptep_get(ptep)) != zero_pfn(addr) ||
+	    !page_granule_ptes_run(ptep))
+		return false;
+
+	for (i = 0; i < PAGE_GRANULE_NR; i += batch) {
+		const pte_t pte = ptep_get(ptep + i);
+
+		if (pte_dirty(pte))
+			return false;
+		batch = pte_batch_hint(ptep + i, pte);
+	}
+
+	return true;
+}
+
+/**
  * page_granule_pte_state - How the page table populates a granule.
  * @vma: The tagged VMA.
  * @addr: Start of a granule of @vma.
@@ -128,34 +163,65 @@ void page_granule_count_fault(struct vm_area_struct *vma, unsigned long addr,
 	trace_page_granule_fault(vma->vm_mm, addr & PAGE_GRANULE_MASK, fill);
 }
 
-/* Is @addr inside a granule of @vma that is whole? */
-static bool page_granule_cut_whole(struct vm_area_struct *vma,
-				   unsigned long addr)
+/**
+ * page_granule_count_cow - Account for a granule that has been copied.
+ * @vma: The tagged VMA.
+ * @addr: An address in the granule.
+ * @fill: What it was copied to.
+ */
+void page_granule_count_cow(struct vm_area_struct *vma, unsigned long addr,
+			    enum page_granule_fill fill)
+{
+	count_vm_event(GRANULE_COW);
+	if (fill == GRANULE_FILL_SINGLE)
+		count_vm_event(GRANULE_FALLBACK);
+
+	trace_page_granule_cow(vma->vm_mm, addr & PAGE_GRANULE_MASK, fill);
+}
+
+/*
+ * Is the granule of @vma that holds @addr, if there is any, whole? With @folio,
+ * is it in that?
+ */
+static bool page_granule_whole_at(struct vm_area_struct *vma,
+				  unsigned long addr,
+				  const struct folio *folio)
 {
 	const unsigned long start = addr & PAGE_GRANULE_MASK;
 	bool whole = false;
+	pmd_t *pmd, pmdval;
 	spinlock_t *ptl;
 	pte_t *pte;
-	pmd_t *pmd;
 
-	if (addr == start || !vma_has_granule(vma, addr))
+	if (!vma_has_granule(vma, addr))
 		return false;
 
 	pmd = mm_find_pmd(vma->vm_mm, start);
 	if (!pmd)
 		return false;
 	/* A huge page is a run of granules. */
-	if (pmd_trans_huge(pmdp_get_lockless(pmd)))
-		return true;
+	pmdval = pmdp_get_lockless(pmd);
+	if (pmd_trans_huge(pmdval))
+		return !folio || pmd_folio(pmdval) == folio;
 
 	pte = pte_offset_map_lock(vma->vm_mm, pmd, start, &ptl);
 	if (pte) {
 		whole = page_granule_pte_state(vma, start, pte) ==
 			PAGE_GRANULE_WHOLE;
+		if (whole && folio)
+			whole = pfn_folio(pte_pfn(ptep_get(pte))) == folio;
 		pte_unmap_unlock(pte, ptl);
 	}
 
 	return whole;
+}
+
+/* Is @addr inside a granule of @vma that is whole? */
+static bool page_granule_cut_whole(struct vm_area_struct *vma,
+				   unsigned long addr)
+{
+	return !IS_ALIGNED(addr, PAGE_GRANULE_SIZE) &&
+	       page_granule_whole_at(vma, addr, NULL);
 }
 
 static void page_granule_count_split(struct mm_struct *mm, unsigned long addr)
@@ -228,6 +294,60 @@ void page_granule_count_cuts(struct mm_struct *mm, unsigned long start,
 		page_granule_count_split(mm, start);
 	if (cuts & PAGE_GRANULE_CUT_END)
 		page_granule_count_split(mm, end);
+}
+
+static bool page_granule_held_one(struct folio *folio,
+				  struct vm_area_struct *vma,
+				  unsigned long addr, void *arg)
+{
+	const unsigned long end = min(addr + folio_size(folio), vma->vm_end);
+	bool *held = arg;
+
+	for (addr = ALIGN(addr, PAGE_GRANULE_SIZE); addr < end && !*held;
+	     addr += PAGE_GRANULE_SIZE)
+		*held = page_granule_whole_at(vma, addr, folio);
+	return !*held;
+}
+
+/* Does the folio, which is locked, hold a granule? */
+static bool page_granule_held(struct folio *folio)
+{
+	bool held = false;
+	struct rmap_walk_control rwc = {
+		.rmap_one = page_granule_held_one,
+		.arg = &held,
+		.anon_lock = folio_lock_anon_vma_read,
+	};
+
+	if (folio_order(folio) >= PAGE_GRANULE_ORDER)
+		rmap_walk(folio, &rwc);
+	return held;
+}
+
+/**
+ * page_granule_split_folio - Split a large folio, but no granule.
+ * @folio: The large folio.
+ * @list: Where the folios that it is split into go, or NULL for the LRU.
+ *
+ * split_folio_to_list() for reclaim and migration, which split what they cannot
+ * handle as a whole. A granule is not worth that: it stays where it is.
+ *
+ * Context: @folio is locked and referenced.
+ * Return: 0, or a negative error: -EOPNOTSUPP if @folio is one granule, else
+ * what split_huge_page_to_list_to_order() returns.
+ */
+int page_granule_split_folio(struct folio *folio, struct list_head *list)
+{
+	if (!page_granule_held(folio))
+		return split_folio_to_list(folio, list);
+	if (folio_order(folio) == PAGE_GRANULE_ORDER)
+		return -EOPNOTSUPP;
+	/* The swap cache knows no orders between. */
+	if (folio_test_swapcache(folio))
+		return split_folio_to_list(folio, list);
+
+	return split_huge_page_to_list_to_order(&folio->page, list,
+						PAGE_GRANULE_ORDER);
 }
 
 /**
@@ -420,10 +540,15 @@ page_granule_get_unmapped_area(struct file *file, unsigned long addr,
 						    vma_flags);
 		if (ret == addr)
 			return ret;
-	} else if (IS_ALIGNED(len, PMD_SIZE)) {
-		/* What suits a huge page suits a granule, if there is room. */
-		ret = thp_get_unmapped_area_vmaflags(file, 0, len, 0, flags,
-						     vma_flags);
+	} else {
+		/* What suits a larger folio suits a granule, if there is room. */
+		if (!file && (flags & MAP_SHARED))
+			ret = shmem_get_unmapped_area(NULL, 0, len, 0, flags);
+		else if (IS_ALIGNED(len, PMD_SIZE))
+			ret = thp_get_unmapped_area_vmaflags(file, 0, len, 0,
+							     flags, vma_flags);
+		else
+			ret = -ENOMEM;
 		if (!IS_ERR_VALUE(ret) &&
 		    IS_ALIGNED(ret - offset, PAGE_GRANULE_SIZE))
 			return ret;

@@ -300,12 +300,16 @@ static inline unsigned long page_granule_orders(unsigned long orders)
 
 void page_granule_count_fault(struct vm_area_struct *vma, unsigned long addr,
 			      enum page_granule_fill fill);
+void page_granule_count_cow(struct vm_area_struct *vma, unsigned long addr,
+			    enum page_granule_fill fill);
 void page_granule_split_vma(struct vm_area_struct *vma, unsigned long addr);
 unsigned int page_granule_cuts_whole(struct vm_area_struct *vma,
 				     unsigned long start, unsigned long end);
 void page_granule_count_cuts(struct mm_struct *mm, unsigned long start,
 			     unsigned long end, unsigned int cuts);
 bool page_granule_ptes_run(pte_t *ptep);
+bool page_granule_is_zeroes(struct vm_area_struct *vma, unsigned long addr,
+			    pte_t *ptep);
 enum page_granule_state page_granule_pte_state(struct vm_area_struct *vma,
 					       unsigned long addr, pte_t *ptep);
 
@@ -329,6 +333,52 @@ static inline bool page_granule_is_whole(struct vm_area_struct *vma,
 	       PAGE_GRANULE_WHOLE;
 }
 
+/**
+ * page_granule_folds - Does setting the PTEs of a run make one TLB entry of them?
+ * @ptep: The first PTE of the granule.
+ * @pte: Its value, which is present.
+ *
+ * Where an architecture marks contiguous entries, those that were not marked
+ * must be gone from the TLB before those that are can get there.
+ *
+ * Context: The page table lock of @ptep is held.
+ * Return: true if the run has to be invalidated before it is set again.
+ */
+static inline bool page_granule_folds(pte_t *ptep, pte_t pte)
+{
+#ifdef pte_batch_hint
+	return pte_batch_hint(ptep, pte) == 1;
+#else
+	return false;
+#endif
+}
+
+/**
+ * page_granule_zero_batch - How many PTEs of zero pages to treat as one.
+ * @vma: The VMA.
+ * @addr: An address in @vma.
+ * @ptep: The PTE that maps @addr.
+ * @pte: Its value, which is present.
+ * @max_nr: How many PTEs, from @ptep on, there are to be treated.
+ *
+ * What folio_pte_batch() is for folios: zero pages are in none.
+ *
+ * Context: The page table lock of @ptep is held.
+ * Return: PAGE_GRANULE_NR if a granule of zero pages begins at @addr, else 1.
+ */
+static inline unsigned int page_granule_zero_batch(struct vm_area_struct *vma,
+						   unsigned long addr,
+						   pte_t *ptep, pte_t pte,
+						   unsigned int max_nr)
+{
+	if (max_nr < PAGE_GRANULE_NR || !IS_ALIGNED(addr, PAGE_GRANULE_SIZE) ||
+	    !vma_has_granule(vma, addr) || !is_zero_pfn(pte_pfn(pte)))
+		return 1;
+
+	return page_granule_is_zeroes(vma, addr, ptep) ? PAGE_GRANULE_NR : 1;
+}
+
+int page_granule_split_folio(struct folio *folio, struct list_head *list);
 bool page_granule_default(struct mm_struct *mm);
 int page_granule_parse_size(unsigned long size);
 int page_granule_parse_flags(unsigned long flags);
@@ -369,6 +419,14 @@ static inline bool page_granule_is_whole(struct vm_area_struct *vma,
 	return false;
 }
 
+static inline unsigned int page_granule_zero_batch(struct vm_area_struct *vma,
+						   unsigned long addr,
+						   pte_t *ptep, pte_t pte,
+						   unsigned int max_nr)
+{
+	return 1;
+}
+
 static inline unsigned int
 page_granule_cuts_whole(struct vm_area_struct *vma, unsigned long start,
 			unsigned long end)
@@ -380,6 +438,12 @@ static inline void page_granule_count_cuts(struct mm_struct *mm,
 					   unsigned long start,
 					   unsigned long end, unsigned int cuts)
 {
+}
+
+static inline int page_granule_split_folio(struct folio *folio,
+					   struct list_head *list)
+{
+	return split_folio_to_list(folio, list);
 }
 
 static inline bool page_granule_default(struct mm_struct *mm)

@@ -29,13 +29,7 @@ PAGE_GRANULE_FILL
 #define EM(a, b)	{a, b},
 #define EMe(a, b)	{a, b}
 
-/**
- * page_granule_fault - called when a fault has populated a granule
- * @mm: address space
- * @addr: start of the granule
- * @fill: what it was populated with
- */
-TRACE_EVENT(page_granule_fault,
+DECLARE_EVENT_CLASS(page_granule_fill,
 
 	TP_PROTO(struct mm_struct *mm, unsigned long addr,
 		 enum page_granule_fill fill),
@@ -56,6 +50,34 @@ TRACE_EVENT(page_granule_fault,
 
 	TP_printk("mm=%p addr=0x%lx fill=%s", __entry->mm, __entry->addr,
 		  __print_symbolic(__entry->fill, PAGE_GRANULE_FILL))
+);
+
+/**
+ * page_granule_fault - called when a fault has populated a granule
+ * @mm: address space
+ * @addr: start of the granule
+ * @fill: what it was populated with
+ */
+DEFINE_EVENT(page_granule_fill, page_granule_fault,
+
+	TP_PROTO(struct mm_struct *mm, unsigned long addr,
+		 enum page_granule_fill fill),
+
+	TP_ARGS(mm, addr, fill)
+);
+
+/**
+ * page_granule_cow - called when a granule has been copied
+ * @mm: address space
+ * @addr: start of the granule
+ * @fill: what it was copied to
+ */
+DEFINE_EVENT(page_granule_fill, page_granule_cow,
+
+	TP_PROTO(struct mm_struct *mm, unsigned long addr,
+		 enum page_granule_fill fill),
+
+	TP_ARGS(mm, addr, fill)
 );
 
 /**

@@ -36,31 +36,6 @@
 #define AREA_GRANULES	256
 #define AREA_LEN	(AREA_GRANULES * GRANULE_SIZE)
 
-/*
- * Faults of the test itself: a stack page, a page of libc. None of them is seen
- * in practice, but a test must not fail over one.
- */
-#define FAULT_SLACK	8
-
-/* The n-th granule of an area, and a byte in it: another page each time. */
-static char *nth(char *area, unsigned long n)
-{
-	return area + n * GRANULE_SIZE;
-}
-
-static char *byte_of(char *area, unsigned long n)
-{
-	return nth(area, n) + (n * 7 % GRANULE_NR_PAGES) * BASE_SIZE + n % BASE_SIZE;
-}
-
-static long minor_faults(void)
-{
-	struct rusage usage;
-
-	getrusage(RUSAGE_SELF, &usage);
-	return usage.ru_minflt;
-}
-
 static bool is_zero(const char *addr, size_t len)
 {
 	size_t i;
@@ -74,26 +49,7 @@ static bool is_zero(const char *addr, size_t len)
 
 static unsigned long vma_rss_kb(const void *addr)
 {
-	struct granule_smaps smaps;
-
-	if (!granule_read_smaps(getpid(), addr, &smaps))
-		ksft_exit_fail_msg("no smaps entry for %p\n", addr);
-	return smaps.rss;
-}
-
-/* The same for an area that may be in several VMAs. */
-static unsigned long area_rss_kb(const char *addr, size_t len)
-{
-	const char *end = addr + len;
-	struct granule_smaps smaps;
-	unsigned long rss = 0;
-
-	for (; addr < end; addr = (char *)smaps.end) {
-		if (!granule_read_smaps(getpid(), addr, &smaps))
-			ksft_exit_fail_msg("no smaps entry for %p\n", addr);
-		rss += smaps.rss;
-	}
-	return rss;
+	return granule_rss_kb(addr, 1);
 }
 
 FIXTURE(page_granule_fault)
@@ -963,7 +919,7 @@ TEST_F_TIMEOUT(page_granule_race, faults_against_change, 120)
 	EXPECT_EQ(granule_count(self->pagemap, race->area, race->len, GRANULE_WHOLE),
 		  race->len / GRANULE_SIZE);
 	/* What has been mapped anew need not have merged with what is around it. */
-	EXPECT_EQ(area_rss_kb(race->area, race->len), race->len / 1024);
+	EXPECT_EQ(granule_rss_kb(race->area, race->len), race->len / 1024);
 }
 
 struct gate {
@@ -1175,21 +1131,6 @@ FIXTURE_VARIANT_ADD(page_granule_memcg, default_tagged)
 	.kind = GRANULE_DEFAULT,
 };
 
-static int cg_write(const char *dir, const char *name, const char *text)
-{
-	char path[2 * PATH_MAX];
-	int fd, ret = 0;
-
-	snprintf(path, sizeof(path), "%s/%s", dir, name);
-	fd = open(path, O_WRONLY);
-	if (fd < 0)
-		return -errno;
-	if (write(fd, text, strlen(text)) < 0)
-		ret = -errno;
-	close(fd);
-	return ret;
-}
-
 /* The number after "key " in a file of lines, or the whole file's if no key. */
 static long cg_read(const char *dir, const char *name, const char *key)
 {
@@ -1225,22 +1166,6 @@ static bool cg_has_word(const char *dir, const char *name, const char *word)
 	return false;
 }
 
-static bool find_cgroup2(char *path)
-{
-	char line[2 * PATH_MAX], type[64];
-	bool found = false;
-	FILE *fp;
-
-	fp = fopen("/proc/self/mounts", "r");
-	if (!fp)
-		return false;
-	while (!found && fgets(line, sizeof(line), fp))
-		found = sscanf(line, "%*s %4095s %63s", path, type) == 2 &&
-			!strcmp(type, "cgroup2");
-	fclose(fp);
-	return found;
-}
-
 FIXTURE_SETUP(page_granule_memcg)
 {
 	char *res;
@@ -1248,7 +1173,7 @@ FIXTURE_SETUP(page_granule_memcg)
 	ASSERT_EQ(granule_set_enabled(true), 0);
 	ASSERT_EQ(granule_set(PR_GRANULE_MMAP, BASE_SIZE), 0);
 	granule_thp_never();
-	if (!find_cgroup2(self->root)) {
+	if (!granule_find_cgroup2(self->root)) {
 		strcpy(self->mount, "/tmp/page_granule.XXXXXX");
 		if (!mkdtemp(self->mount))
 			SKIP(return, "cannot create %s: make /tmp a writable directory",
@@ -1267,7 +1192,7 @@ FIXTURE_SETUP(page_granule_memcg)
 		SKIP(return, "no memory controller: set CONFIG_MEMCG=y, unmount cgroup v1");
 	}
 	if (!cg_has_word(self->root, "cgroup.subtree_control", "memory")) {
-		ASSERT_EQ(cg_write(self->root, "cgroup.subtree_control", "+memory"), 0);
+		ASSERT_EQ(granule_cg_write(self->root, "cgroup.subtree_control", "+memory"), 0);
 		self->enabled_memory = true;
 	}
 	snprintf(self->dir, sizeof(self->dir), "%s/page_granule.%d", self->root, getpid());
@@ -1283,7 +1208,7 @@ FIXTURE_TEARDOWN(page_granule_memcg)
 {
 	rmdir(self->dir);
 	if (self->enabled_memory)
-		cg_write(self->root, "cgroup.subtree_control", "-memory");
+		granule_cg_write(self->root, "cgroup.subtree_control", "-memory");
 	if (*self->mount) {
 		umount(self->mount);
 		rmdir(self->mount);
@@ -1300,7 +1225,7 @@ static pid_t memcg_child(const char *dir, char *area, unsigned long nr, int go, 
 	pid = fork();
 	if (pid)
 		return pid;
-	if (cg_write(dir, "cgroup.procs", "0"))
+	if (granule_cg_write(dir, "cgroup.procs", "0"))
 		_exit(10);
 	if (write(done, "j", 1) != 1 || read(go, &c, 1) != 1)
 		_exit(11);
@@ -1377,9 +1302,9 @@ TEST_F_TIMEOUT(page_granule_memcg, limit, 60)
 	int go[2], done[2], status;
 	pid_t pid;
 
-	ASSERT_EQ(cg_write(self->dir, "memory.max", "8388608"), 0);
+	ASSERT_EQ(granule_cg_write(self->dir, "memory.max", "8388608"), 0);
 	/* Not there without CONFIG_SWAP; nothing to keep from swapping then. */
-	cg_write(self->dir, "memory.swap.max", "0");
+	granule_cg_write(self->dir, "memory.swap.max", "0");
 
 	/* 4 MiB of the 8. */
 	ASSERT_EQ(pipe(go), 0);
@@ -1404,28 +1329,9 @@ TEST_F_TIMEOUT(page_granule_memcg, limit, 60)
 }
 
 /* No order-4 page to be had: fault injection fails them for this task only. */
-#define FAIL_DIR	"/sys/kernel/debug/fail_page_alloc/"
-
-static const struct {
-	const char *name;
-	const char *value;
-} fail_knobs[] = {
-	{ "task-filter", "Y" },
-	{ "ignore-gfp-wait", "N" },
-	{ "ignore-gfp-highmem", "N" },
-	{ "min-order", "4" },
-	{ "verbose", "0" },
-	{ "interval", "1" },
-	{ "space", "0" },
-	{ "times", "-1" },
-	/* Last: nothing fails before all the rest is in place. */
-	{ "probability", "100" },
-};
-
 FIXTURE(page_granule_fallback)
 {
-	bool mounted;
-	char saved[ARRAY_SIZE(fail_knobs)][32];
+	struct granule_fail fail;
 	int pagemap;
 	char *area;
 };
@@ -1447,17 +1353,8 @@ FIXTURE_VARIANT_ADD(page_granule_fallback, default_tagged)
 
 FIXTURE_SETUP(page_granule_fallback)
 {
-	char path[PATH_MAX];
 	char *res;
-	size_t i;
 
-	if (access(FAIL_DIR, F_OK))
-		self->mounted = !mount("none", "/sys/kernel/debug", "debugfs", 0, NULL);
-	if (access(FAIL_DIR, F_OK) || access("/proc/self/make-it-fail", F_OK)) {
-		if (self->mounted)
-			umount("/sys/kernel/debug");
-		SKIP(return, "no fault injection: set CONFIG_FAIL_PAGE_ALLOC and its debugfs");
-	}
 	ASSERT_EQ(granule_set_enabled(true), 0);
 	ASSERT_EQ(granule_set(PR_GRANULE_MMAP, BASE_SIZE), 0);
 	granule_thp_never();
@@ -1467,34 +1364,13 @@ FIXTURE_SETUP(page_granule_fallback)
 	ASSERT_NE(res, NULL);
 	self->area = granule_mmap(variant->kind, res, AREA_LEN, PROT_RW, MAP_FIXED);
 	ASSERT_EQ(self->area, res);
-
-	for (i = 0; i < ARRAY_SIZE(fail_knobs); i++) {
-		snprintf(path, sizeof(path), FAIL_DIR "%s", fail_knobs[i].name);
-		ASSERT_GT(read_file(path, self->saved[i], sizeof(self->saved[i])), 0);
-	}
-	for (i = 0; i < ARRAY_SIZE(fail_knobs); i++) {
-		snprintf(path, sizeof(path), FAIL_DIR "%s", fail_knobs[i].name);
-		write_file(path, fail_knobs[i].value, strlen(fail_knobs[i].value) + 1);
-	}
-}
-
-static void fail_order4(bool fail)
-{
-	write_num("/proc/self/make-it-fail", fail);
+	if (!granule_fail_prepare(&self->fail))
+		SKIP(return, GRANULE_FAIL_REMEDY);
 }
 
 FIXTURE_TEARDOWN(page_granule_fallback)
 {
-	char path[PATH_MAX];
-	size_t i;
-
-	fail_order4(false);
-	for (i = ARRAY_SIZE(fail_knobs); i--;) {
-		snprintf(path, sizeof(path), FAIL_DIR "%s", fail_knobs[i].name);
-		write_file(path, self->saved[i], strlen(self->saved[i]) + 1);
-	}
-	if (self->mounted)
-		umount("/sys/kernel/debug");
+	granule_fail_restore(&self->fail);
 }
 
 /* Assert that without order 4, one fault populates 16 single pages, counted. */
@@ -1505,12 +1381,12 @@ TEST_F(page_granule_fallback, single_pages)
 	unsigned long i, n = 16;
 	long faults;
 
-	fail_order4(true);
+	granule_fail_order4(true);
 	faults = minor_faults();
 	for (i = 0; i < n; i++)
 		*byte_of(self->area, i) = i | 1;
 	faults = minor_faults() - faults;
-	fail_order4(false);
+	granule_fail_order4(false);
 
 	EXPECT_GE(faults, n);
 	EXPECT_LE(faults, n + FAULT_SLACK);
@@ -1541,9 +1417,9 @@ TEST_F(page_granule_fallback, write_after_read)
 	unsigned long fallback = granule_vmstat("granule_fallback");
 
 	FORCE_READ(self->area[0]);
-	fail_order4(true);
+	granule_fail_order4(true);
 	self->area[3 * BASE_SIZE] = 1;
-	fail_order4(false);
+	granule_fail_order4(false);
 	EXPECT_EQ(granule_vmstat("granule_fallback") - fallback, 1);
 	EXPECT_EQ(granule_present_pages(self->pagemap, self->area, GRANULE_SIZE), 16);
 	EXPECT_EQ(vma_rss_kb(self->area), 64);
@@ -1557,9 +1433,9 @@ TEST_F(page_granule_fallback, given_back)
 {
 	unsigned long before;
 
-	fail_order4(true);
+	granule_fail_order4(true);
 	memset(self->area, 1, 4 * GRANULE_SIZE);
-	fail_order4(false);
+	granule_fail_order4(false);
 	before = rss_anon();
 	ASSERT_EQ(munmap(nth(self->area, 1), GRANULE_SIZE), 0);
 	EXPECT_EQ(before - rss_anon(), 64);

@@ -24,6 +24,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "hugepage_settings.h"
 #include "vm_util.h"
 #include "page_granule_util.h"
 
@@ -644,6 +645,44 @@ TEST_F(page_granule_placement, aligned)
 	ASSERT_EQ(waitpid(pid, &status, 0), pid);
 	ASSERT_TRUE(WIFEXITED(status));
 	ASSERT_EQ(WEXITSTATUS(status), 0);
+}
+
+/*
+ * Assert that shared memory is placed for folios larger than a granule where shmem
+ * is to use them: not worse than if it were not tagged.
+ */
+TEST_F(page_granule_flags, shared_thp_aligned)
+{
+	const unsigned int order = 6;
+	const size_t size = BASE_SIZE << order;
+	struct shmem_hugepages_settings *shmem;
+	struct thp_settings settings;
+	int flags, i;
+	char *addr;
+
+	if (!(thp_shmem_supported_orders() & (1UL << order)))
+		SKIP(return, "no mTHP of 256 kB in shmem: set CONFIG_TRANSPARENT_HUGEPAGE");
+	thp_read_settings(&settings);
+	shmem = &settings.shmem_hugepages[order];
+	shmem->enabled = SHMEM_ALWAYS;
+	thp_write_settings(&settings);
+
+	/* Four of each: contract, default-tagged, untagged. */
+	for (i = 0; i < 12; i++) {
+		flags = MAP_SHARED | MAP_ANONYMOUS | (i < 4 ? MAP_GRANULE_64KB : 0);
+		if (i == 4)
+			EXPECT_EQ(granule_set(PR_GRANULE_MMAP, GRANULE_SIZE), 0);
+		if (i == 8)
+			EXPECT_EQ(granule_set(PR_GRANULE_MMAP, BASE_SIZE), 0);
+		addr = mmap(NULL, size + GRANULE_SIZE, PROT_RW, flags, -1, 0);
+		EXPECT_NE(addr, MAP_FAILED);
+		EXPECT_EQ(vma_has_flag(addr, "gr"), i < 8);
+		EXPECT_EQ((unsigned long)addr % size, 0)
+			TH_LOG("mapping %d at %p", i, addr);
+	}
+
+	shmem->enabled = SHMEM_NEVER;
+	thp_write_settings(&settings);
 }
 
 /* Assert that a free, aligned hint is taken, for either kind of tag. */

@@ -7,7 +7,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "kselftest.h"
@@ -434,6 +436,141 @@ unsigned long granule_vmstat(const char *name)
 	}
 	fclose(fp);
 	return ret;
+}
+
+/* Add up a field of smaps over the VMAs that meet [addr, addr + len). */
+static unsigned long sum_smaps_kb(const char *addr, size_t len, size_t field)
+{
+	const char *end = addr + len;
+	struct granule_smaps smaps;
+	unsigned long kb = 0;
+
+	for (; addr < end; addr = (char *)smaps.end) {
+		if (!granule_read_smaps(getpid(), addr, &smaps))
+			ksft_exit_fail_msg("no smaps entry for %p\n", addr);
+		kb += *(unsigned long *)((char *)&smaps + field);
+	}
+	return kb;
+}
+
+unsigned long granule_rss_kb(const char *addr, size_t len)
+{
+	return sum_smaps_kb(addr, len, offsetof(struct granule_smaps, rss));
+}
+
+unsigned long granule_mapped_kb(const char *addr, size_t len)
+{
+	return sum_smaps_kb(addr, len, offsetof(struct granule_smaps, granule_mapped));
+}
+
+long minor_faults(void)
+{
+	struct rusage usage;
+
+	getrusage(RUSAGE_SELF, &usage);
+	return usage.ru_minflt;
+}
+
+/*
+ * No order-4 page to be had: fault injection fails them, for those tasks only
+ * that ask for it by granule_fail_order4() and for the children of these.
+ */
+#define FAIL_DIR	"/sys/kernel/debug/fail_page_alloc/"
+
+static const struct {
+	const char *name;
+	const char *value;
+} fail_knobs[GRANULE_FAIL_KNOBS] = {
+	{ "task-filter", "Y" },
+	{ "ignore-gfp-wait", "N" },
+	{ "ignore-gfp-highmem", "N" },
+	{ "min-order", "4" },
+	{ "verbose", "0" },
+	{ "interval", "1" },
+	{ "space", "0" },
+	{ "times", "-1" },
+	/* Last: nothing fails before all the rest is in place. */
+	{ "probability", "100" },
+};
+
+/* Returns false, and has changed nothing, where there is no fault injection. */
+bool granule_fail_prepare(struct granule_fail *fail)
+{
+	char path[PATH_MAX];
+	size_t i;
+
+	if (access(FAIL_DIR, F_OK))
+		fail->mounted = !mount("none", "/sys/kernel/debug", "debugfs", 0, NULL);
+	if (access(FAIL_DIR, F_OK) || access("/proc/self/make-it-fail", F_OK)) {
+		if (fail->mounted)
+			umount("/sys/kernel/debug");
+		return false;
+	}
+	for (i = 0; i < GRANULE_FAIL_KNOBS; i++) {
+		snprintf(path, sizeof(path), FAIL_DIR "%s", fail_knobs[i].name);
+		if (read_file(path, fail->saved[i], sizeof(fail->saved[i])) <= 0)
+			ksft_exit_fail_msg("cannot read %s\n", path);
+	}
+	for (i = 0; i < GRANULE_FAIL_KNOBS; i++) {
+		snprintf(path, sizeof(path), FAIL_DIR "%s", fail_knobs[i].name);
+		write_file(path, fail_knobs[i].value, strlen(fail_knobs[i].value) + 1);
+	}
+	fail->prepared = true;
+	return true;
+}
+
+void granule_fail_order4(bool fail)
+{
+	write_num("/proc/self/make-it-fail", fail);
+}
+
+void granule_fail_restore(struct granule_fail *fail)
+{
+	char path[PATH_MAX];
+	size_t i;
+
+	if (!fail->prepared)
+		return;
+	granule_fail_order4(false);
+	for (i = GRANULE_FAIL_KNOBS; i--;) {
+		snprintf(path, sizeof(path), FAIL_DIR "%s", fail_knobs[i].name);
+		write_file(path, fail->saved[i], strlen(fail->saved[i]) + 1);
+	}
+	if (fail->mounted)
+		umount("/sys/kernel/debug");
+}
+
+/* Returns 0 or a negative errno. */
+int granule_cg_write(const char *dir, const char *name, const char *text)
+{
+	char path[2 * PATH_MAX];
+	int fd, ret = 0;
+
+	snprintf(path, sizeof(path), "%s/%s", dir, name);
+	fd = open(path, O_WRONLY);
+	if (fd < 0)
+		return -errno;
+	if (write(fd, text, strlen(text)) < 0)
+		ret = -errno;
+	close(fd);
+	return ret;
+}
+
+/* Where cgroup2 is mounted; @path has room for PATH_MAX. */
+bool granule_find_cgroup2(char *path)
+{
+	char line[2 * PATH_MAX], type[64];
+	bool found = false;
+	FILE *fp;
+
+	fp = fopen("/proc/self/mounts", "r");
+	if (!fp)
+		return false;
+	while (!found && fgets(line, sizeof(line), fp))
+		found = sscanf(line, "%*s %4095s %63s", path, type) == 2 &&
+			!strcmp(type, "cgroup2");
+	fclose(fp);
+	return found;
 }
 
 static unsigned long pattern(size_t pos, unsigned int seed)

@@ -40,6 +40,12 @@
 #define GRANULE_SIZE		65536UL
 #define GRANULE_NR_PAGES	(GRANULE_SIZE / BASE_SIZE)
 
+/*
+ * Faults of the test itself: a stack page, a page of libc. None of them is seen
+ * in practice, but a test must not fail over one.
+ */
+#define FAULT_SLACK		8
+
 #define GRANULE_SYSFS		"/sys/kernel/mm/page_granule/"
 
 #define ANON_FLAGS		(MAP_PRIVATE | MAP_ANONYMOUS)
@@ -76,6 +82,29 @@ struct granule_smaps {
 	char vmflags[512];
 };
 
+/* What granule_fail_prepare() found, for granule_fail_restore() to put back. */
+#define GRANULE_FAIL_KNOBS	9
+#define GRANULE_FAIL_REMEDY \
+	"no fault injection: set CONFIG_FAIL_PAGE_ALLOC and its debugfs"
+
+struct granule_fail {
+	bool prepared;
+	bool mounted;
+	char saved[GRANULE_FAIL_KNOBS][32];
+};
+
+/* The n-th granule of an area, and a byte in it: another page each time. */
+static inline char *nth(char *area, unsigned long n)
+{
+	return area + n * GRANULE_SIZE;
+}
+
+static inline char *byte_of(char *area, unsigned long n)
+{
+	return nth(area, n) + (n * 7 % GRANULE_NR_PAGES) * BASE_SIZE +
+	       n % BASE_SIZE;
+}
+
 bool granule_supported(void);
 void granule_require(void);
 void granule_save_settings(void);
@@ -104,6 +133,16 @@ bool granule_has_flag(const struct granule_smaps *smaps, const char *flag);
 char *granule_smaps_text(const void *start, size_t len);
 bool granule_same_text(const char *before, const char *after);
 unsigned long granule_vmstat(const char *name);
+unsigned long granule_rss_kb(const char *addr, size_t len);
+unsigned long granule_mapped_kb(const char *addr, size_t len);
+long minor_faults(void);
+
+bool granule_fail_prepare(struct granule_fail *fail);
+void granule_fail_order4(bool fail);
+void granule_fail_restore(struct granule_fail *fail);
+
+int granule_cg_write(const char *dir, const char *name, const char *text);
+bool granule_find_cgroup2(char *path);
 
 void granule_fill(char *addr, size_t len, unsigned int seed);
 bool granule_check(const char *addr, size_t len, unsigned int seed);
