@@ -80,12 +80,7 @@ DEFINE_EVENT(page_granule_fill, page_granule_cow,
 	TP_ARGS(mm, addr, fill)
 );
 
-/**
- * page_granule_split - called when a whole granule is about to be cut
- * @mm: address space
- * @addr: start of the granule
- */
-TRACE_EVENT(page_granule_split,
+DECLARE_EVENT_CLASS(page_granule_addr,
 
 	TP_PROTO(struct mm_struct *mm, unsigned long addr),
 
@@ -102,6 +97,30 @@ TRACE_EVENT(page_granule_split,
 	),
 
 	TP_printk("mm=%p addr=0x%lx", __entry->mm, __entry->addr)
+);
+
+/**
+ * page_granule_split - called when a whole granule is about to be cut
+ * @mm: address space
+ * @addr: start of the granule
+ */
+DEFINE_EVENT(page_granule_addr, page_granule_split,
+
+	TP_PROTO(struct mm_struct *mm, unsigned long addr),
+
+	TP_ARGS(mm, addr)
+);
+
+/**
+ * page_granule_repair - called when a broken granule has been made whole
+ * @mm: address space
+ * @addr: start of the granule
+ */
+DEFINE_EVENT(page_granule_addr, page_granule_repair,
+
+	TP_PROTO(struct mm_struct *mm, unsigned long addr),
+
+	TP_ARGS(mm, addr)
 );
 
 #endif /* _TRACE_PAGE_GRANULE_H */

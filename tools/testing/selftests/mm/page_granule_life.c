@@ -2133,6 +2133,145 @@ TEST_F(page_granule_life_fallback, scattered_slots)
 	EXPECT_INTACT(mem);
 }
 
+/* Wait for all granules to be whole, @seconds at most. */
+static bool mem_wait_whole(struct mem *mem, unsigned int seconds)
+{
+	unsigned int ms;
+
+	for (ms = 0; ms < seconds * 1000; ms += 50) {
+		if (mem_whole(mem) == mem->nr)
+			return true;
+		usleep(50000);
+	}
+	return false;
+}
+
+#define REPAIR_REMEDY	"no control of the repair: mount debugfs"
+
+/*
+ * Assert that granules of single pages are repaired soon after there is memory,
+ * and no sooner: however they came to be of single pages.
+ */
+TEST_F(page_granule_life_fallback, repair)
+{
+	unsigned long repaired = granule_vmstat("granule_repair");
+	struct mem *mem = &self->mem;
+
+	ASSERT_TRUE(mem_renew(mem));
+	granule_fail_order4(true);
+	mem_fill(mem, 2);
+	granule_fail_order4(false);
+	ASSERT_EQ(mem_whole(mem), 0);
+	if (!granule_repair(true))
+		SKIP(return, REPAIR_REMEDY);
+	EXPECT_TRUE(mem_wait_whole(mem, 20));
+	EXPECT_INTACT(mem);
+	EXPECT_EQ(granule_vmstat("granule_repair") - repaired, mem->nr);
+	EXPECT_EQ(granule_rss_kb(mem->area, mem_len(mem)), mem_len(mem) / 1024);
+
+	/* Copied by a write after fork(), which this process waits for. */
+	granule_repair(false);
+	ASSERT_TRUE(peer_fork(&self->peer, mem));
+	if (!self->peer.pid) {
+		granule_fail_order4(true);
+		mem_write(mem, 3);
+		granule_fail_order4(false);
+		EXPECT_EQ(mem_whole(mem), 0);
+		granule_repair(true);
+		EXPECT_TRUE(mem_wait_whole(mem, 20));
+		EXPECT_INTACT(mem);
+		mem_write_pages(mem, 4);
+		EXPECT_INTACT(mem);
+		_exit(0);
+	}
+	EXPECT_TRUE(peer_end(&self->peer));
+	EXPECT_INTACT(mem);
+	granule_repair(false);
+}
+
+/* Assert that what was given back and taken again is repaired, once it is full. */
+TEST_F(page_granule_life_fallback, repair_filled)
+{
+	struct mem *mem = &self->mem;
+	unsigned long i;
+
+	if (variant->kind == GRANULE_CONTRACT)
+		SKIP(return, "a contract granule cannot be cut: see default_tagged");
+	for (i = 0; i < mem->nr; i++) {
+		char *page = byte_of(mem->area, i);
+
+		page -= (unsigned long)page % BASE_SIZE;
+		ASSERT_EQ(madvise(page, BASE_SIZE, MADV_DONTNEED), 0);
+		memset(mem->model + (page - mem->area), 0, BASE_SIZE);
+	}
+	EXPECT_EQ(mem_whole(mem), 0);
+	if (!granule_repair(true))
+		SKIP(return, REPAIR_REMEDY);
+	/* An empty page is left empty. */
+	EXPECT_FALSE(mem_wait_whole(mem, 2));
+	EXPECT_EQ(mem_present(mem), mem_pages(mem) - mem->nr);
+	mem_write_pages(mem, 5);
+	EXPECT_TRUE(mem_wait_whole(mem, 20));
+	EXPECT_INTACT(mem);
+	granule_repair(false);
+}
+
+/* Assert that pages which are pinned stay where they are until they are not. */
+TEST_F(page_granule_life_fallback, repair_pinned)
+{
+	const unsigned int flags = PIN_LONGTERM_TEST_FLAG_USE_WRITE;
+	const unsigned long pinned = GRANULE_NR_PAGES + 2;
+	struct mem *mem = &self->mem;
+	int gup = open(GUP_TEST, O_RDWR);
+
+	if (gup < 0)
+		SKIP(return, "no " GUP_TEST ": set CONFIG_GUP_TEST=y, mount debugfs");
+	ASSERT_TRUE(mem_renew(mem));
+	granule_fail_order4(true);
+	mem_fill(mem, 2);
+	granule_fail_order4(false);
+	mem_pfns(mem, self->pfns);
+	ASSERT_EQ(pin(gup, mem, pinned, pinned + 1, flags), 0);
+	if (!granule_repair(true))
+		SKIP(return, REPAIR_REMEDY);
+	EXPECT_FALSE(mem_wait_whole(mem, 3));
+	EXPECT_EQ(mem_whole(mem), mem->nr - 1);
+	EXPECT_EQ(mem_moved(mem, self->pfns, GRANULE_NR_PAGES, 2 * GRANULE_NR_PAGES), 0);
+	mem_write_pages(mem, 3);
+	EXPECT_TRUE(pin_sees(gup, mem, pinned, pinned + 1));
+	ASSERT_EQ(ioctl(gup, PIN_LONGTERM_TEST_STOP), 0);
+	EXPECT_TRUE(mem_wait_whole(mem, 20));
+	EXPECT_INTACT(mem);
+	granule_repair(false);
+	close(gup);
+}
+
+/* Assert that MADV_COLLAPSE repairs at once, and only what it is asked to. */
+TEST_F(page_granule_life_fallback, repair_on_demand)
+{
+	struct mem *mem = &self->mem;
+	int ret;
+
+	ASSERT_TRUE(mem_renew(mem));
+	granule_fail_order4(true);
+	mem_fill(mem, 2);
+	EXPECT_EQ(mem_whole(mem), 0);
+	/* Not now. */
+	ret = madvise(mem->area, GRANULE_SIZE, MADV_COLLAPSE);
+	EXPECT_EQ(mem_whole(mem), 0);
+	if (variant->kind == GRANULE_CONTRACT) {
+		EXPECT_EQ(ret, -1);
+		EXPECT_EQ(errno, ENOMEM);
+	}
+	granule_fail_order4(false);
+	ret = madvise(nth(mem->area, 1), 2 * GRANULE_SIZE, MADV_COLLAPSE);
+	if (variant->kind == GRANULE_CONTRACT)
+		EXPECT_EQ(ret, 0);
+	EXPECT_EQ(mem_whole(mem), 2);
+	madvise(mem->area, mem_len(mem), MADV_COLLAPSE);
+	EXPECT_INTACT(mem);
+}
+
 /* What moves, protects or ages memory. Returns 0, a negative errno, NO_NODES, or this. */
 #define NO_COMPACTION	2
 

@@ -51,9 +51,26 @@ int granule_set_enabled(bool enabled)
 	return ret;
 }
 
+/*
+ * Have broken granules repaired, or left alone for a test to look at. Returns false
+ * where debugfs does not offer that.
+ */
+bool granule_repair(bool on)
+{
+	int fd = open("/sys/kernel/debug/page_granule/repair", O_WRONLY);
+	bool done;
+
+	if (fd < 0)
+		return false;
+	done = write(fd, on ? "Y" : "N", 1) == 1;
+	close(fd);
+	return done;
+}
+
 static void restore_enabled(void)
 {
 	granule_set_enabled(saved_enabled);
+	granule_repair(true);
 }
 
 /*
@@ -68,6 +85,7 @@ void granule_save_settings(void)
 		return;
 	saved_enabled = read_num(GRANULE_SYSFS "enabled");
 	atexit(restore_enabled);
+	granule_repair(false);
 	if (granule_set_enabled(true))
 		ksft_exit_fail_msg("cannot write " GRANULE_SYSFS "enabled: %s\n",
 				   strerror(errno));

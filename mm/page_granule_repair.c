@@ -1,0 +1,396 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Page granule: make broken granules whole again.
+ *
+ * A granule is broken because memory was short when it was populated or copied,
+ * or because a part of it was given back and taken again. Whoever leaves it like
+ * that says so, and a work item comes by soon; nothing is scanned. It copies the
+ * 16 pages to one folio, under the page table lock, so that neither the mmap
+ * lock is held for writing nor neighbours are disturbed, as they are when
+ * khugepaged collapses. See Documentation/mm/page_granule.rst.
+ */
+
+#include <linux/debugfs.h>
+#include <linux/gfp.h>
+#include <linux/hugetlb.h>
+#include <linux/init.h>
+#include <linux/ksm.h>
+#include <linux/list.h>
+#include <linux/memcontrol.h>
+#include <linux/mm.h>
+#include <linux/mmu_notifier.h>
+#include <linux/page_granule.h>
+#include <linux/pgtable.h>
+#include <linux/rmap.h>
+#include <linux/sched/mm.h>
+#include <linux/slab.h>
+#include <linux/spinlock.h>
+#include <linux/swap.h>
+#include <linux/userfaultfd_k.h>
+#include <linux/vmstat.h>
+#include <linux/workqueue.h>
+
+#include <asm/tlbflush.h>
+
+#include "internal.h"
+#include "swap.h"
+
+#include <trace/events/page_granule.h>
+
+/* What is remembered at most, and how often one is tried, once a second. */
+#define REPAIR_MAX	16384
+#define REPAIR_TRIES	60
+
+/* A granule that somebody has left broken. */
+struct broken_granule {
+	struct list_head list;
+	struct mm_struct *mm;	/* grabbed, not got: it may exit */
+	unsigned long addr;
+	int tries;
+};
+
+/* Protects the list and its length, which may be read without it. */
+static DEFINE_SPINLOCK(repair_lock);
+static LIST_HEAD(repair_list);
+static unsigned int repair_len;
+
+/* Tests of what it is that has to be repaired switch this off, in debugfs. */
+static bool repair_enabled = true;
+
+static void page_granule_repair_work(struct work_struct *work);
+static DECLARE_DELAYED_WORK(repair_work, page_granule_repair_work);
+
+/*
+ * May the page that @pte maps be replaced by a copy? What the PTE says about it
+ * is stable under the page table lock. Returns 0 or an error.
+ */
+static int repair_check_pte(struct vm_area_struct *vma, unsigned long addr,
+			    pte_t pte)
+{
+	struct folio *folio;
+
+	/* It will be swapped in, or migrated, as a part of something else. */
+	if (!pte_none(pte) && !pte_present(pte))
+		return -EAGAIN;
+	/* What was given back is not taken again unasked. */
+	if (pte_none(pte) || pte_uffd(pte))
+		return -EINVAL;
+	/* KSM's zero pages are to be merged, not copied. */
+	if (is_zero_pfn(pte_pfn(pte)))
+		return pte_dirty(pte) ? -EINVAL : 0;
+
+	folio = vm_normal_folio(vma, addr, pte);
+	if (!folio || !folio_test_anon(folio) || folio_test_ksm(folio) ||
+	    !folio_test_swapbacked(folio))
+		return -EINVAL;
+	return 0;
+}
+
+/* Can a granule be repaired? @ptep is its first PTE, and locked. */
+static int repair_check(struct vm_area_struct *vma, unsigned long addr,
+			pte_t *ptep)
+{
+	int i, error;
+
+	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		error = repair_check_pte(vma, addr + i * PAGE_SIZE,
+					 ptep_get(ptep + i));
+		if (error)
+			return error;
+	}
+	return 0;
+}
+
+/*
+ * Does anybody but page tables and the swap cache know a page that is exclusive,
+ * and so may be pinned? It is not mapped any more for those who walk page tables
+ * without a lock. What is shared is copied as by a write.
+ */
+static bool repair_referenced(struct page *page)
+{
+	struct folio *folio = page_folio(page);
+
+	return PageAnonExclusive(page) &&
+	       folio_ref_count(folio) != folio_expected_ref_count(folio);
+}
+
+/*
+ * Copy the pages of a granule to @folio. The PTEs in @ptes have been taken out of
+ * the page table, which is locked.
+ */
+static int repair_copy(struct vm_area_struct *vma, unsigned long addr,
+		       const pte_t *ptes, struct folio *folio)
+{
+	struct page *page;
+	int i;
+
+	for (i = 0; i < PAGE_GRANULE_NR; i++, addr += PAGE_SIZE) {
+		page = vm_normal_page(vma, addr, ptes[i]);
+		if (!page) {
+			clear_user_highpage(folio_page(folio, i), addr);
+			continue;
+		}
+		if (repair_referenced(page))
+			return -EAGAIN;
+		if (copy_mc_user_highpage(folio_page(folio, i), page, addr, vma))
+			return -EINVAL;
+		kmsan_copy_page_meta(folio_page(folio, i), page);
+	}
+	return 0;
+}
+
+/* Map @folio to a granule in place of what @ptes mapped, and account for that. */
+static void repair_map(struct vm_area_struct *vma, unsigned long addr,
+		       pte_t *ptep, const pte_t *ptes, struct folio *folio)
+{
+	struct mm_struct *mm = vma->vm_mm;
+	struct page *page;
+	int i, zeroes = 0;
+	pte_t entry;
+
+	__folio_mark_uptodate(folio);
+	entry = folio_mk_pte(folio, vma->vm_page_prot);
+	entry = maybe_mkwrite(pte_mkdirty(pte_sw_mkyoung(entry)), vma);
+	folio_ref_add(folio, PAGE_GRANULE_NR - 1);
+	folio_add_new_anon_rmap(folio, vma, addr, RMAP_EXCLUSIVE);
+	folio_add_lru_vma(folio, vma);
+	set_ptes(mm, addr, ptep, entry, PAGE_GRANULE_NR);
+	update_mmu_cache_range(NULL, vma, addr, ptep, PAGE_GRANULE_NR);
+
+	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		page = vm_normal_page(vma, addr + i * PAGE_SIZE, ptes[i]);
+		if (page)
+			folio_remove_rmap_pte(page_folio(page), page, vma);
+		else
+			zeroes++;
+	}
+	add_mm_counter(mm, MM_ANONPAGES, zeroes);
+	count_vm_event(GRANULE_REPAIR);
+	trace_page_granule_repair(mm, addr);
+}
+
+static struct folio *repair_alloc(struct vm_area_struct *vma, unsigned long addr)
+{
+	struct folio *folio;
+
+	folio = vma_alloc_folio(GFP_PAGE_GRANULE, PAGE_GRANULE_ORDER, vma, addr);
+	if (!folio)
+		return NULL;
+	if (mem_cgroup_charge(folio, vma->vm_mm, GFP_PAGE_GRANULE) ||
+	    folio_memcg_alloc_deferred(folio)) {
+		folio_put(folio);
+		return NULL;
+	}
+	return folio;
+}
+
+/**
+ * page_granule_repair - Make a granule whole.
+ * @vma: The VMA.
+ * @addr: Start of a 64 KiB block in @vma.
+ *
+ * Context: The mmap lock is held, for reading at least. May sleep.
+ * Return: 0 if the granule is whole; -EINVAL if it is not all populated, or by
+ * something that is not to be moved; -EAGAIN if it cannot be repaired just now;
+ * -ENOMEM if there is no folio for it.
+ */
+int page_granule_repair(struct vm_area_struct *vma, unsigned long addr)
+{
+	pte_t ptes[PAGE_GRANULE_NR], *ptep;
+	struct mm_struct *mm = vma->vm_mm;
+	struct mmu_notifier_range range;
+	enum page_granule_state state;
+	struct folio *folio;
+	spinlock_t *ptl;
+	pmd_t *pmd;
+	int i, error;
+
+	if (!vma_has_granule(vma, addr) || !vma_is_anonymous(vma) ||
+	    !vma->anon_vma || userfaultfd_armed(vma))
+		return -EINVAL;
+	pmd = mm_find_pmd(mm, addr);
+	if (!pmd)
+		return -EINVAL;
+	if (pmd_trans_huge(pmdp_get_lockless(pmd)))
+		return 0;
+
+	ptep = pte_offset_map_lock(mm, pmd, addr, &ptl);
+	if (!ptep)
+		return -EAGAIN;
+	state = page_granule_pte_state(vma, addr, ptep);
+	error = repair_check(vma, addr, ptep);
+	pte_unmap_unlock(ptep, ptl);
+	if (state == PAGE_GRANULE_WHOLE)
+		return 0;
+	if (error)
+		return error;
+
+	folio = repair_alloc(vma, addr);
+	if (!folio)
+		return -ENOMEM;
+
+	/* A page that was just added to the LRU is referenced by that. */
+	lru_add_drain();
+	mmu_notifier_range_init(&range, MMU_NOTIFY_CLEAR, 0, mm, addr,
+				addr + PAGE_GRANULE_SIZE);
+	mmu_notifier_invalidate_range_start(&range);
+	error = -EAGAIN;
+	ptep = pte_offset_map_lock(mm, pmd, addr, &ptl);
+	if (!ptep)
+		goto out;
+	error = 0;
+	if (page_granule_pte_state(vma, addr, ptep) == PAGE_GRANULE_WHOLE)
+		goto unlock;
+	error = repair_check(vma, addr, ptep);
+	if (error)
+		goto unlock;
+
+	for (i = 0; i < PAGE_GRANULE_NR; i++)
+		ptes[i] = ptep_get_and_clear(mm, addr + i * PAGE_SIZE, ptep + i);
+	flush_tlb_range(vma, addr, addr + PAGE_GRANULE_SIZE);
+	error = repair_copy(vma, addr, ptes, folio);
+	if (error) {
+		for (i = 0; i < PAGE_GRANULE_NR; i++)
+			set_pte_at(mm, addr + i * PAGE_SIZE, ptep + i, ptes[i]);
+		goto unlock;
+	}
+	repair_map(vma, addr, ptep, ptes, folio);
+	folio = NULL;
+unlock:
+	pte_unmap_unlock(ptep, ptl);
+out:
+	mmu_notifier_invalidate_range_end(&range);
+	if (folio) {
+		folio_put(folio);
+		return error;
+	}
+	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		struct page *page = vm_normal_page(vma, addr + i * PAGE_SIZE,
+						   ptes[i]);
+
+		if (page)
+			free_folio_and_swap_cache(page_folio(page));
+	}
+	return 0;
+}
+
+/**
+ * page_granule_repair_range - Make the granules in a range whole.
+ * @vma: The VMA.
+ * @start: First byte of the range, in @vma.
+ * @end: First byte after the range.
+ *
+ * What is not populated, or not all of it, is left alone.
+ *
+ * Context: The mmap lock is held, for reading at least. May sleep.
+ * Return: 0, or -EAGAIN or -ENOMEM if a granule could not be repaired.
+ */
+int page_granule_repair_range(struct vm_area_struct *vma, unsigned long start,
+			      unsigned long end)
+{
+	unsigned long addr;
+	int error, ret = 0;
+
+	start = ALIGN(start, PAGE_GRANULE_SIZE);
+	for (addr = start; addr + PAGE_GRANULE_SIZE <= end;
+	     addr += PAGE_GRANULE_SIZE) {
+		error = page_granule_repair(vma, addr);
+		if (error && error != -EINVAL)
+			ret = error;
+		cond_resched();
+	}
+	return ret;
+}
+
+/**
+ * page_granule_repair_later - Have a granule repaired soon.
+ * @mm: The address space.
+ * @addr: An address in the granule.
+ *
+ * What cannot be remembered is left to MADV_COLLAPSE.
+ *
+ * Context: Any; a page table lock may be held.
+ */
+void page_granule_repair_later(struct mm_struct *mm, unsigned long addr)
+{
+	struct broken_granule *broken;
+
+	if (READ_ONCE(repair_len) >= REPAIR_MAX)
+		return;
+	broken = kmalloc_obj(*broken, GFP_NOWAIT);
+	if (!broken)
+		return;
+
+	mmgrab(mm);
+	broken->mm = mm;
+	broken->addr = addr & PAGE_GRANULE_MASK;
+	broken->tries = REPAIR_TRIES;
+	spin_lock(&repair_lock);
+	list_add_tail(&broken->list, &repair_list);
+	repair_len++;
+	spin_unlock(&repair_lock);
+	queue_delayed_work(system_dfl_wq, &repair_work, HZ / 10);
+}
+
+/* Returns -EAGAIN or -ENOMEM if it is worth another try. */
+static int repair_one(struct broken_granule *broken)
+{
+	struct mm_struct *mm = broken->mm;
+	struct vm_area_struct *vma;
+	int error = -EINVAL;
+
+	if (!mmget_not_zero(mm))
+		return -EINVAL;
+	mmap_read_lock(mm);
+	vma = vma_lookup(mm, broken->addr);
+	if (vma)
+		error = page_granule_repair(vma, broken->addr);
+	mmap_read_unlock(mm);
+	mmput_async(mm);
+	return error;
+}
+
+static void page_granule_repair_work(struct work_struct *work)
+{
+	struct broken_granule *broken, *next;
+	unsigned int dropped = 0;
+	LIST_HEAD(todo);
+	LIST_HEAD(again);
+	int error = 0;
+
+	spin_lock(&repair_lock);
+	if (READ_ONCE(repair_enabled))
+		list_splice_init(&repair_list, &todo);
+	spin_unlock(&repair_lock);
+
+	list_for_each_entry_safe(broken, next, &todo, list) {
+		/* Memory that is short for one is short for the others. */
+		if (error != -ENOMEM)
+			error = repair_one(broken);
+		if ((error == -ENOMEM || error == -EAGAIN) && broken->tries--) {
+			list_move_tail(&broken->list, &again);
+			continue;
+		}
+		mmdrop(broken->mm);
+		list_del(&broken->list);
+		kfree(broken);
+		dropped++;
+		cond_resched();
+	}
+
+	spin_lock(&repair_lock);
+	list_splice(&again, &repair_list);
+	repair_len -= dropped;
+	if (!list_empty(&repair_list))
+		queue_delayed_work(system_dfl_wq, &repair_work, HZ);
+	spin_unlock(&repair_lock);
+}
+
+static int __init page_granule_repair_init(void)
+{
+	struct dentry *dir = debugfs_create_dir("page_granule", NULL);
+
+	debugfs_create_bool("repair", 0644, dir, &repair_enabled);
+	return 0;
+}
+late_initcall(page_granule_repair_init);
