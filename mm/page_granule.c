@@ -112,6 +112,7 @@ bool page_granule_is_zeroes(struct vm_area_struct *vma, unsigned long addr,
 
 	return true;
 }
+EXPORT_SYMBOL_IF_KUNIT(page_granule_is_zeroes);
 
 /**
  * page_granule_pte_state - How the page table populates a granule.

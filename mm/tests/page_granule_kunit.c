@@ -729,6 +729,53 @@ static void state_zero(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, made_up_state(test, ptep), PAGE_GRANULE_BROKEN);
 }
 
+static unsigned int zero_batch(struct vm_area_struct *vma, unsigned long addr,
+			       pte_t *ptep, unsigned int max_nr)
+{
+	return page_granule_zero_batch(vma, addr, ptep, ptep_get(ptep), max_nr);
+}
+
+/* Zero pages are treated as one only if they are those of all of one granule. */
+static void zero_batches(struct kunit *test)
+{
+	pte_t *ptep = made_up_table(test);
+	struct vm_area_struct *vma;
+	unsigned long addr = SZ_4G;
+	int i;
+
+	vma = made_up_vma(test, VMA_DEFAULT_TAGGED, addr, addr + SPAN_SIZE);
+	for (i = 0; i < 2 * PAGE_GRANULE_NR; i++)
+		ptep[i] = pte_mkspecial(pfn_pte(zero_pfn(i * PAGE_SIZE),
+						PAGE_READONLY));
+	KUNIT_EXPECT_EQ(test, zero_batch(vma, addr, ptep, PAGE_GRANULE_NR),
+			PAGE_GRANULE_NR);
+	/* Not more than one granule, nor a part of one. */
+	KUNIT_EXPECT_EQ(test, zero_batch(vma, addr, ptep, 2 * PAGE_GRANULE_NR),
+			PAGE_GRANULE_NR);
+	KUNIT_EXPECT_EQ(test, zero_batch(vma, addr, ptep, PAGE_GRANULE_NR - 1), 1);
+	for (i = 1; i < PAGE_GRANULE_NR; i++)
+		KUNIT_EXPECT_EQ(test, zero_batch(vma, addr + i * PAGE_SIZE,
+						 ptep + i, PAGE_GRANULE_NR), 1);
+
+	/* Those that KSM has merged are dirty, and are counted one by one. */
+	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		const pte_t pte = ptep[i];
+
+		ptep[i] = pte_mkdirty(pte);
+		KUNIT_EXPECT_EQ_MSG(test, zero_batch(vma, addr, ptep,
+						     PAGE_GRANULE_NR), 1,
+				    "entry %d", i);
+		ptep[i] = pte;
+	}
+
+	/* Neither without a tag, nor where a bound cuts the block. */
+	vma->vm_end = addr + PAGE_GRANULE_SIZE - PAGE_SIZE;
+	KUNIT_EXPECT_EQ(test, zero_batch(vma, addr, ptep, PAGE_GRANULE_NR), 1);
+	vma->vm_end = addr + SPAN_SIZE;
+	vma->flags = EMPTY_VMA_FLAGS;
+	KUNIT_EXPECT_EQ(test, zero_batch(vma, addr, ptep, PAGE_GRANULE_NR), 1);
+}
+
 static void put_folio(void *folio)
 {
 	folio_put(folio);
@@ -1355,6 +1402,7 @@ static struct kunit_case page_granule_cases[] = {
 	KUNIT_CASE(state_partly),
 	KUNIT_CASE(state_swap),
 	KUNIT_CASE(state_zero),
+	KUNIT_CASE(zero_batches),
 	KUNIT_CASE(state_folio),
 	KUNIT_CASE(state_pages),
 	KUNIT_CASE(mm_write),
