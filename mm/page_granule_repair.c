@@ -15,13 +15,16 @@
 #include <linux/hugetlb.h>
 #include <linux/init.h>
 #include <linux/ksm.h>
+#include <linux/leafops.h>
 #include <linux/list.h>
 #include <linux/memcontrol.h>
+#include <linux/mempolicy.h>
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
 #include <linux/page_granule.h>
 #include <linux/pgtable.h>
 #include <linux/rmap.h>
+#include <linux/sched/signal.h>
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
 #include <linux/spinlock.h>
@@ -37,16 +40,16 @@
 
 #include <trace/events/page_granule.h>
 
-/* What is remembered at most, and how often one is tried, once a second. */
+/* What is remembered at most, and for how long, in jiffies. */
 #define REPAIR_MAX	16384
-#define REPAIR_TRIES	60
+#define REPAIR_TIME	(60 * HZ)
 
 /* A granule that somebody has left broken. */
 struct broken_granule {
 	struct list_head list;
 	struct mm_struct *mm;	/* grabbed, not got: it may exit */
 	unsigned long addr;
-	int tries;
+	unsigned long deadline;	/* in jiffies */
 };
 
 /* Protects the list and its length, which may be read without it. */
@@ -68,10 +71,15 @@ static int repair_check_pte(struct vm_area_struct *vma, unsigned long addr,
 			    pte_t pte)
 {
 	struct folio *folio;
+	struct page *page;
 
-	/* It will be swapped in, or migrated, as a part of something else. */
-	if (!pte_none(pte) && !pte_present(pte))
-		return -EAGAIN;
+	/* What is being migrated will be back, and the rest may be swapped in. */
+	if (!pte_none(pte) && !pte_present(pte)) {
+		const softleaf_t entry = softleaf_from_pte(pte);
+
+		return softleaf_is_migration(entry) || softleaf_is_swap(entry) ?
+		       -EAGAIN : -EINVAL;
+	}
 	/* What was given back is not taken again unasked. */
 	if (pte_none(pte) || pte_uffd(pte))
 		return -EINVAL;
@@ -79,9 +87,16 @@ static int repair_check_pte(struct vm_area_struct *vma, unsigned long addr,
 	if (is_zero_pfn(pte_pfn(pte)))
 		return pte_dirty(pte) ? -EINVAL : 0;
 
-	folio = vm_normal_folio(vma, addr, pte);
-	if (!folio || !folio_test_anon(folio) || folio_test_ksm(folio) ||
+	page = vm_normal_page(vma, addr, pte);
+	if (!page)
+		return -EINVAL;
+	folio = page_folio(page);
+	if (!folio_test_anon(folio) || folio_test_ksm(folio) ||
 	    !folio_test_swapbacked(folio))
+		return -EINVAL;
+	/* What fork() has shared is copied by a write, not by a repair. */
+	if (!PageAnonExclusive(page) &&
+	    (folio_maybe_mapped_shared(folio) || folio_test_swapcache(folio)))
 		return -EINVAL;
 	return 0;
 }
@@ -90,28 +105,41 @@ static int repair_check_pte(struct vm_area_struct *vma, unsigned long addr,
 static int repair_check(struct vm_area_struct *vma, unsigned long addr,
 			pte_t *ptep)
 {
-	int i, error;
+	bool present = false;
+	int i, error = 0;
 
 	for (i = 0; i < PAGE_GRANULE_NR; i++) {
-		error = repair_check_pte(vma, addr + i * PAGE_SIZE,
-					 ptep_get(ptep + i));
-		if (error)
-			return error;
+		const pte_t pte = ptep_get(ptep + i);
+		const int ret = repair_check_pte(vma, addr + i * PAGE_SIZE, pte);
+
+		if (ret && ret != -EAGAIN)
+			return ret;
+		error = error ?: ret;
+		present |= pte_present(pte);
 	}
-	return 0;
+	/* What is all swapped out is not broken. */
+	return present ? error : -EINVAL;
 }
 
 /*
  * Does anybody but page tables and the swap cache know a page that is exclusive,
- * and so may be pinned? It is not mapped any more for those who walk page tables
- * without a lock. What is shared is copied as by a write.
+ * and so may be pinned? The lock keeps the swap cache from changing meanwhile,
+ * and the mapcount cannot if nobody else maps the folio.
  */
 static bool repair_referenced(struct page *page)
 {
 	struct folio *folio = page_folio(page);
+	bool referenced;
 
-	return PageAnonExclusive(page) &&
-	       folio_ref_count(folio) != folio_expected_ref_count(folio);
+	if (!PageAnonExclusive(page))
+		return false;
+	if (!folio_trylock(folio))
+		return true;
+	referenced = folio_maybe_dma_pinned(folio) ||
+		     folio_maybe_mapped_shared(folio) ||
+		     folio_ref_count(folio) != folio_expected_ref_count(folio);
+	folio_unlock(folio);
+	return referenced;
 }
 
 /*
@@ -169,17 +197,28 @@ static void repair_map(struct vm_area_struct *vma, unsigned long addr,
 	trace_page_granule_repair(mm, addr);
 }
 
-static struct folio *repair_alloc(struct vm_area_struct *vma, unsigned long addr)
+/*
+ * Allocate a folio where the policy of the VMA wants it, or on the node that the
+ * memory is on. Returns an error pointer: -ENOMEM if memory is short, -EAGAIN if
+ * only the memory cgroup is.
+ */
+static struct folio *repair_alloc(struct vm_area_struct *vma, unsigned long addr,
+				  int nid)
 {
 	struct folio *folio;
 
-	folio = vma_alloc_folio(GFP_PAGE_GRANULE, PAGE_GRANULE_ORDER, vma, addr);
+	if (vma_policy(vma))
+		folio = vma_alloc_folio(GFP_PAGE_GRANULE, PAGE_GRANULE_ORDER,
+					vma, addr);
+	else
+		folio = __folio_alloc_node(GFP_PAGE_GRANULE | __GFP_THISNODE,
+					   PAGE_GRANULE_ORDER, nid);
 	if (!folio)
-		return NULL;
+		return ERR_PTR(vma_policy(vma) ? -EAGAIN : -ENOMEM);
 	if (mem_cgroup_charge(folio, vma->vm_mm, GFP_PAGE_GRANULE) ||
 	    folio_memcg_alloc_deferred(folio)) {
 		folio_put(folio);
-		return NULL;
+		return ERR_PTR(-EAGAIN);
 	}
 	return folio;
 }
@@ -189,10 +228,14 @@ static struct folio *repair_alloc(struct vm_area_struct *vma, unsigned long addr
  * @vma: The VMA.
  * @addr: Start of a 64 KiB block in @vma.
  *
+ * Pages that were just added to the LRU are referenced by that; the caller may
+ * want to do lru_add_drain_all().
+ *
  * Context: The mmap lock is held, for reading at least. May sleep.
  * Return: 0 if the granule is whole; -EINVAL if it is not all populated, or by
- * something that is not to be moved; -EAGAIN if it cannot be repaired just now;
- * -ENOMEM if there is no folio for it.
+ * something that is not to be moved; -EAGAIN if it cannot be repaired just now,
+ * because it is in use or the memory cgroup is full; -ENOMEM if there is no folio
+ * for it.
  */
 int page_granule_repair(struct vm_area_struct *vma, unsigned long addr)
 {
@@ -203,7 +246,7 @@ int page_granule_repair(struct vm_area_struct *vma, unsigned long addr)
 	struct folio *folio;
 	spinlock_t *ptl;
 	pmd_t *pmd;
-	int i, error;
+	int i, error, nid;
 
 	if (!vma_has_granule(vma, addr) || !vma_is_anonymous(vma) ||
 	    !vma->anon_vma || userfaultfd_armed(vma))
@@ -219,18 +262,17 @@ int page_granule_repair(struct vm_area_struct *vma, unsigned long addr)
 		return -EAGAIN;
 	state = page_granule_pte_state(vma, addr, ptep);
 	error = repair_check(vma, addr, ptep);
+	nid = error ? NUMA_NO_NODE : page_to_nid(pte_page(ptep_get(ptep)));
 	pte_unmap_unlock(ptep, ptl);
 	if (state == PAGE_GRANULE_WHOLE)
 		return 0;
 	if (error)
 		return error;
 
-	folio = repair_alloc(vma, addr);
-	if (!folio)
-		return -ENOMEM;
+	folio = repair_alloc(vma, addr, nid);
+	if (IS_ERR(folio))
+		return PTR_ERR(folio);
 
-	/* A page that was just added to the LRU is referenced by that. */
-	lru_add_drain();
 	mmu_notifier_range_init(&range, MMU_NOTIFY_CLEAR, 0, mm, addr,
 				addr + PAGE_GRANULE_SIZE);
 	mmu_notifier_invalidate_range_start(&range);
@@ -283,7 +325,8 @@ out:
  * What is not populated, or not all of it, is left alone.
  *
  * Context: The mmap lock is held, for reading at least. May sleep.
- * Return: 0, or -EAGAIN or -ENOMEM if a granule could not be repaired.
+ * Return: 0, or if a granule could not be repaired -EAGAIN, -ENOMEM, or -EINTR
+ * because the process is being killed.
  */
 int page_granule_repair_range(struct vm_area_struct *vma, unsigned long start,
 			      unsigned long end)
@@ -291,12 +334,17 @@ int page_granule_repair_range(struct vm_area_struct *vma, unsigned long start,
 	unsigned long addr;
 	int error, ret = 0;
 
+	lru_add_drain_all();
 	start = ALIGN(start, PAGE_GRANULE_SIZE);
 	for (addr = start; addr + PAGE_GRANULE_SIZE <= end;
 	     addr += PAGE_GRANULE_SIZE) {
 		error = page_granule_repair(vma, addr);
 		if (error && error != -EINVAL)
 			ret = error;
+		if (error == -ENOMEM)
+			break;
+		if (fatal_signal_pending(current))
+			return -EINTR;
 		cond_resched();
 	}
 	return ret;
@@ -313,19 +361,27 @@ int page_granule_repair_range(struct vm_area_struct *vma, unsigned long start,
  */
 void page_granule_repair_later(struct mm_struct *mm, unsigned long addr)
 {
-	struct broken_granule *broken;
+	struct broken_granule *broken, *last;
 
+	addr &= PAGE_GRANULE_MASK;
 	if (READ_ONCE(repair_len) >= REPAIR_MAX)
 		return;
 	broken = kmalloc_obj(*broken, GFP_NOWAIT);
 	if (!broken)
 		return;
 
-	mmgrab(mm);
 	broken->mm = mm;
-	broken->addr = addr & PAGE_GRANULE_MASK;
-	broken->tries = REPAIR_TRIES;
+	broken->addr = addr;
+	broken->deadline = jiffies + REPAIR_TIME;
 	spin_lock(&repair_lock);
+	/* Page after page of one granule is copied as often as not. */
+	last = list_last_entry_or_null(&repair_list, typeof(*last), list);
+	if (last && last->mm == mm && last->addr == addr) {
+		spin_unlock(&repair_lock);
+		kfree(broken);
+		return;
+	}
+	mmgrab(mm);
 	list_add_tail(&broken->list, &repair_list);
 	repair_len++;
 	spin_unlock(&repair_lock);
@@ -341,11 +397,15 @@ static int repair_one(struct broken_granule *broken)
 
 	if (!mmget_not_zero(mm))
 		return -EINVAL;
-	mmap_read_lock(mm);
-	vma = vma_lookup(mm, broken->addr);
-	if (vma)
-		error = page_granule_repair(vma, broken->addr);
-	mmap_read_unlock(mm);
+	/* Whoever holds up one address space must not hold up the others. */
+	if (mmap_read_trylock(mm)) {
+		vma = vma_lookup(mm, broken->addr);
+		if (vma)
+			error = page_granule_repair(vma, broken->addr);
+		mmap_read_unlock(mm);
+	} else {
+		error = -EAGAIN;
+	}
 	mmput_async(mm);
 	return error;
 }
@@ -363,11 +423,16 @@ static void page_granule_repair_work(struct work_struct *work)
 		list_splice_init(&repair_list, &todo);
 	spin_unlock(&repair_lock);
 
+	if (!list_empty(&todo))
+		lru_add_drain_all();
 	list_for_each_entry_safe(broken, next, &todo, list) {
+		cond_resched();
 		/* Memory that is short for one is short for the others. */
 		if (error != -ENOMEM)
 			error = repair_one(broken);
-		if ((error == -ENOMEM || error == -EAGAIN) && broken->tries--) {
+		if ((error == -ENOMEM || error == -EAGAIN) &&
+		    time_before(jiffies, broken->deadline) &&
+		    atomic_read(&broken->mm->mm_users)) {
 			list_move_tail(&broken->list, &again);
 			continue;
 		}
@@ -375,11 +440,10 @@ static void page_granule_repair_work(struct work_struct *work)
 		list_del(&broken->list);
 		kfree(broken);
 		dropped++;
-		cond_resched();
 	}
 
 	spin_lock(&repair_lock);
-	list_splice(&again, &repair_list);
+	list_splice_tail(&again, &repair_list);
 	repair_len -= dropped;
 	if (!list_empty(&repair_list))
 		queue_delayed_work(system_dfl_wq, &repair_work, HZ);
