@@ -322,32 +322,26 @@ out:
  * @start: First byte of the range, in @vma.
  * @end: First byte after the range.
  *
- * What is not populated, or not all of it, is left alone.
+ * What is not populated, or not all of it, is left alone, and so is the rest where
+ * there is no folio for one or where the process is being killed.
  *
  * Context: The mmap lock is held, for reading at least. May sleep.
- * Return: 0, or if a granule could not be repaired -EAGAIN, -ENOMEM, or -EINTR
- * because the process is being killed.
  */
-int page_granule_repair_range(struct vm_area_struct *vma, unsigned long start,
-			      unsigned long end)
+void page_granule_repair_range(struct vm_area_struct *vma, unsigned long start,
+			       unsigned long end)
 {
 	unsigned long addr;
-	int error, ret = 0;
+	int error;
 
 	lru_add_drain_all();
 	start = ALIGN(start, PAGE_GRANULE_SIZE);
 	for (addr = start; addr + PAGE_GRANULE_SIZE <= end;
 	     addr += PAGE_GRANULE_SIZE) {
 		error = page_granule_repair(vma, addr);
-		if (error && error != -EINVAL)
-			ret = error;
-		if (error == -ENOMEM)
+		if (error == -ENOMEM || fatal_signal_pending(current))
 			break;
-		if (fatal_signal_pending(current))
-			return -EINTR;
 		cond_resched();
 	}
-	return ret;
 }
 
 /**

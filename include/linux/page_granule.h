@@ -380,8 +380,8 @@ static inline unsigned int page_granule_zero_batch(struct vm_area_struct *vma,
 
 int page_granule_split_folio(struct folio *folio, struct list_head *list);
 int page_granule_repair(struct vm_area_struct *vma, unsigned long addr);
-int page_granule_repair_range(struct vm_area_struct *vma, unsigned long start,
-			      unsigned long end);
+void page_granule_repair_range(struct vm_area_struct *vma, unsigned long start,
+			       unsigned long end);
 void page_granule_repair_later(struct mm_struct *mm, unsigned long addr);
 bool page_granule_default(struct mm_struct *mm);
 int page_granule_parse_size(unsigned long size);
@@ -450,11 +450,10 @@ static inline int page_granule_split_folio(struct folio *folio,
 	return split_folio_to_list(folio, list);
 }
 
-static inline int page_granule_repair_range(struct vm_area_struct *vma,
-					    unsigned long start,
-					    unsigned long end)
+static inline void page_granule_repair_range(struct vm_area_struct *vma,
+					     unsigned long start,
+					     unsigned long end)
 {
-	return 0;
 }
 
 static inline void page_granule_repair_later(struct mm_struct *mm,
