@@ -148,6 +148,16 @@ enum page_granule_state page_granule_pte_state(struct vm_area_struct *vma,
 }
 EXPORT_SYMBOL_IF_KUNIT(page_granule_pte_state);
 
+/* A granule is of single pages now, because there was no folio for it. */
+static void page_granule_count_fallback(struct vm_area_struct *vma,
+					unsigned long addr)
+{
+	count_vm_event(GRANULE_FALLBACK);
+	/* Shared memory is populated page by page, and not repaired. */
+	if (vma_is_anonymous(vma))
+		page_granule_repair_later(vma->vm_mm, addr);
+}
+
 /**
  * page_granule_count_fault - Account for a granule that a fault has populated.
  * @vma: The tagged VMA.
@@ -159,7 +169,7 @@ void page_granule_count_fault(struct vm_area_struct *vma, unsigned long addr,
 {
 	count_vm_event(GRANULE_FAULT);
 	if (fill == GRANULE_FILL_SINGLE)
-		count_vm_event(GRANULE_FALLBACK);
+		page_granule_count_fallback(vma, addr);
 
 	trace_page_granule_fault(vma->vm_mm, addr & PAGE_GRANULE_MASK, fill);
 }
@@ -175,7 +185,7 @@ void page_granule_count_cow(struct vm_area_struct *vma, unsigned long addr,
 {
 	count_vm_event(GRANULE_COW);
 	if (fill == GRANULE_FILL_SINGLE)
-		count_vm_event(GRANULE_FALLBACK);
+		page_granule_count_fallback(vma, addr);
 
 	trace_page_granule_cow(vma->vm_mm, addr & PAGE_GRANULE_MASK, fill);
 }

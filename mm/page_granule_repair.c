@@ -179,10 +179,7 @@ static void repair_map(struct vm_area_struct *vma, unsigned long addr,
 	__folio_mark_uptodate(folio);
 	entry = folio_mk_pte(folio, vma->vm_page_prot);
 	entry = maybe_mkwrite(pte_mkdirty(pte_sw_mkyoung(entry)), vma);
-	folio_ref_add(folio, PAGE_GRANULE_NR - 1);
-	folio_add_new_anon_rmap(folio, vma, addr, RMAP_EXCLUSIVE);
-	folio_add_lru_vma(folio, vma);
-	set_ptes(mm, addr, ptep, entry, PAGE_GRANULE_NR);
+	map_new_anon_folio(folio, ptep, vma, addr, entry);
 	update_mmu_cache_range(NULL, vma, addr, ptep, PAGE_GRANULE_NR);
 
 	for (i = 0; i < PAGE_GRANULE_NR; i++) {
@@ -237,7 +234,7 @@ static struct folio *repair_alloc(struct vm_area_struct *vma, unsigned long addr
  * because it is in use or the memory cgroup is full; -ENOMEM if there is no folio
  * for it.
  */
-int page_granule_repair(struct vm_area_struct *vma, unsigned long addr)
+static int page_granule_repair(struct vm_area_struct *vma, unsigned long addr)
 {
 	pte_t ptes[PAGE_GRANULE_NR], *ptep;
 	struct mm_struct *mm = vma->vm_mm;

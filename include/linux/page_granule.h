@@ -379,7 +379,6 @@ static inline unsigned int page_granule_zero_batch(struct vm_area_struct *vma,
 }
 
 int page_granule_split_folio(struct folio *folio, struct list_head *list);
-int page_granule_repair(struct vm_area_struct *vma, unsigned long addr);
 void page_granule_repair_range(struct vm_area_struct *vma, unsigned long start,
 			       unsigned long end);
 void page_granule_repair_later(struct mm_struct *mm, unsigned long addr);

@@ -537,15 +537,7 @@ TEST_F(page_granule_prctl, proc_status)
 
 static int write_enabled(const char *text)
 {
-	int fd = open(GRANULE_SYSFS "enabled", O_WRONLY);
-	int ret = 0;
-
-	if (fd < 0)
-		return -errno;
-	if (write(fd, text, strlen(text)) < 0)
-		ret = -errno;
-	close(fd);
-	return ret;
+	return granule_write(GRANULE_SYSFS "enabled", text);
 }
 
 /* Assert that `enabled` takes 0 and 1, and anything else is EINVAL. */

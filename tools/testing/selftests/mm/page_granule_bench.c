@@ -276,23 +276,6 @@ static int run_bench(struct bench *bench)
 	return KSFT_PASS;
 }
 
-static unsigned long mem_available_kb(void)
-{
-	unsigned long kb = 0;
-	char line[128];
-	FILE *fp;
-
-	fp = fopen("/proc/meminfo", "r");
-	if (!fp)
-		return 0;
-	while (fgets(line, sizeof(line), fp)) {
-		if (sscanf(line, "MemAvailable: %lu kB", &kb) == 1)
-			break;
-	}
-	fclose(fp);
-	return kb;
-}
-
 static bool parse_number(const char *text, unsigned long max, unsigned long *val)
 {
 	char *end;
@@ -386,7 +369,7 @@ int main(int argc, char **argv)
 		return error("boot a kernel with 4 KiB pages");
 	if (!thp_available() || !(thp_supported_orders() & (1UL << GRANULE_ORDER)))
 		return error("no 64 KiB mTHP: set CONFIG_TRANSPARENT_HUGEPAGE=y, mount sysfs");
-	if (bench.mib * 1024 > mem_available_kb() / 10 * 9)
+	if (bench.mib * 1024 > granule_meminfo_kb("MemAvailable") / 10 * 9)
 		return error("not enough free memory: give a smaller --mib");
 	bench.pagemap = granule_open_pagemap();
 	if (bench.pagemap < 0)

@@ -2057,23 +2057,6 @@ TEST_F(page_granule_life_fallback, pinned_at_fork)
 	close(gup);
 }
 
-static unsigned long swap_cached_kb(void)
-{
-	unsigned long kb = 0;
-	char line[128];
-	FILE *fp;
-
-	fp = fopen("/proc/meminfo", "r");
-	if (!fp)
-		return 0;
-	while (fgets(line, sizeof(line), fp)) {
-		if (sscanf(line, "SwapCached: %lu kB", &kb) == 1)
-			break;
-	}
-	fclose(fp);
-	return kb;
-}
-
 /* Assert that a granule swapped in is complete, and counted as a fallback. */
 TEST_F(page_granule_life_fallback, swap_in)
 {
@@ -2086,7 +2069,7 @@ TEST_F(page_granule_life_fallback, swap_in)
 	if (!have_swap(&swaps))
 		SKIP(return, SWAP_REMEDY);
 	ASSERT_TRUE(mem_page_out(mem));
-	cached = swap_cached_kb() / (GRANULE_SIZE / 1024);
+	cached = granule_meminfo_kb("SwapCached") / (GRANULE_SIZE / 1024);
 	granule_fail_order4(true);
 	mem_read(mem);
 	granule_fail_order4(false);

@@ -57,14 +57,7 @@ int granule_set_enabled(bool enabled)
  */
 bool granule_repair(bool on)
 {
-	int fd = open("/sys/kernel/debug/page_granule/repair", O_WRONLY);
-	bool done;
-
-	if (fd < 0)
-		return false;
-	done = write(fd, on ? "Y" : "N", 1) == 1;
-	close(fd);
-	return done;
+	return !granule_write("/sys/kernel/debug/page_granule/repair", on ? "Y" : "N");
 }
 
 static void restore_enabled(void)
@@ -559,19 +552,44 @@ void granule_fail_restore(struct granule_fail *fail)
 }
 
 /* Returns 0 or a negative errno. */
-int granule_cg_write(const char *dir, const char *name, const char *text)
+int granule_write(const char *path, const char *text)
 {
-	char path[2 * PATH_MAX];
-	int fd, ret = 0;
+	int fd = open(path, O_WRONLY);
+	int ret = 0;
 
-	snprintf(path, sizeof(path), "%s/%s", dir, name);
-	fd = open(path, O_WRONLY);
 	if (fd < 0)
 		return -errno;
 	if (write(fd, text, strlen(text)) < 0)
 		ret = -errno;
 	close(fd);
 	return ret;
+}
+
+int granule_cg_write(const char *dir, const char *name, const char *text)
+{
+	char path[2 * PATH_MAX];
+
+	snprintf(path, sizeof(path), "%s/%s", dir, name);
+	return granule_write(path, text);
+}
+
+/* A line of /proc/meminfo, or 0. */
+unsigned long granule_meminfo_kb(const char *name)
+{
+	const size_t len = strlen(name);
+	unsigned long kb = 0;
+	char line[128];
+	FILE *fp;
+
+	fp = fopen("/proc/meminfo", "r");
+	if (!fp)
+		return 0;
+	while (fgets(line, sizeof(line), fp)) {
+		if (!strncmp(line, name, len) && sscanf(line + len, ": %lu kB", &kb) == 1)
+			break;
+	}
+	fclose(fp);
+	return kb;
 }
 
 /* Where cgroup2 is mounted; @path has room for PATH_MAX. */

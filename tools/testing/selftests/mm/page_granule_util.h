@@ -142,6 +142,8 @@ bool granule_fail_prepare(struct granule_fail *fail);
 void granule_fail_order4(bool fail);
 void granule_fail_restore(struct granule_fail *fail);
 
+int granule_write(const char *path, const char *text);
+unsigned long granule_meminfo_kb(const char *name);
 int granule_cg_write(const char *dir, const char *name, const char *text);
 bool granule_find_cgroup2(char *path);
 
