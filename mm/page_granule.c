@@ -312,18 +312,18 @@ static bool page_granule_held_one(struct folio *folio,
 				  unsigned long addr, void *arg)
 {
 	const unsigned long end = min(addr + folio_size(folio), vma->vm_end);
-	bool *held = arg;
+	unsigned int *held = arg;
 
-	for (addr = ALIGN(addr, PAGE_GRANULE_SIZE); addr < end && !*held;
+	for (addr = ALIGN(addr, PAGE_GRANULE_SIZE); addr < end;
 	     addr += PAGE_GRANULE_SIZE)
-		*held = page_granule_whole_at(vma, addr, folio);
-	return !*held;
+		*held += page_granule_whole_at(vma, addr, folio);
+	return true;
 }
 
-/* Does the folio, which is locked, hold a granule? */
-static bool page_granule_held(struct folio *folio)
+/* How many granules of all processes are in the folio, which is locked? */
+static unsigned int page_granule_held(struct folio *folio)
 {
-	bool held = false;
+	unsigned int held = 0;
 	struct rmap_walk_control rwc = {
 		.rmap_one = page_granule_held_one,
 		.arg = &held,
@@ -359,6 +359,29 @@ int page_granule_split_folio(struct folio *folio, struct list_head *list)
 
 	return split_huge_page_to_list_to_order(&folio->page, list,
 						PAGE_GRANULE_ORDER);
+}
+
+/**
+ * page_granule_break_folio - Split a large folio, and the granules in it.
+ * @page: A page of the large folio; the caller's reference is to it.
+ * @list: Where the folios that it is split into go, or NULL for the LRU.
+ * @new_order: The order of those.
+ *
+ * split_huge_page_to_list_to_order() for those who need a single page whatever
+ * that costs. It counts the granules that this breaks.
+ *
+ * Context: The folio is locked and referenced.
+ * Return: what split_huge_page_to_list_to_order() returns.
+ */
+int page_granule_break_folio(struct page *page, struct list_head *list,
+			     unsigned int new_order)
+{
+	const unsigned int held = page_granule_held(page_folio(page));
+	int ret = split_huge_page_to_list_to_order(page, list, new_order);
+
+	if (!ret && new_order < PAGE_GRANULE_ORDER)
+		count_vm_events(GRANULE_SPLIT, held);
+	return ret;
 }
 
 /**

@@ -379,9 +379,13 @@ static inline unsigned int page_granule_zero_batch(struct vm_area_struct *vma,
 }
 
 int page_granule_split_folio(struct folio *folio, struct list_head *list);
+int page_granule_break_folio(struct page *page, struct list_head *list,
+			     unsigned int new_order);
 void page_granule_repair_range(struct vm_area_struct *vma, unsigned long start,
 			       unsigned long end);
 void page_granule_repair_later(struct mm_struct *mm, unsigned long addr);
+const char *page_granule_check_ptes(struct vm_area_struct *vma,
+				    unsigned long addr, pte_t *ptep);
 bool page_granule_default(struct mm_struct *mm);
 int page_granule_parse_size(unsigned long size);
 int page_granule_parse_flags(unsigned long flags);
@@ -447,6 +451,13 @@ static inline int page_granule_split_folio(struct folio *folio,
 					   struct list_head *list)
 {
 	return split_folio_to_list(folio, list);
+}
+
+static inline int page_granule_break_folio(struct page *page,
+					   struct list_head *list,
+					   unsigned int new_order)
+{
+	return split_huge_page_to_list_to_order(page, list, new_order);
 }
 
 static inline void page_granule_repair_range(struct vm_area_struct *vma,

@@ -845,6 +845,60 @@ static void state_pages(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, made_up_state(test, ptep), PAGE_GRANULE_BROKEN);
 }
 
+#ifdef CONFIG_DEBUG_PAGE_GRANULE
+/* A PTE of a run as the architecture installs it. */
+static pte_t installed_pte(pte_t pte)
+{
+#ifdef CONFIG_ARM64_CONTPTE
+	return pte_mkcont(pte);
+#else
+	return pte;
+#endif
+}
+
+/* The checker sees what is wrong at any of the entries, and nothing else. */
+static void check(struct kunit *test)
+{
+	struct vm_area_struct *vma;
+	pte_t *ptep = made_up_table(test);
+	unsigned long pfn;
+	int i;
+
+	vma = made_up_vma(test, VMA_CONTRACT, SZ_4G, SZ_4G + SPAN_SIZE);
+	KUNIT_EXPECT_NULL(test, page_granule_check_ptes(vma, SZ_4G, ptep));
+
+	pfn = folio_pfn(get_folio(test, PAGE_GRANULE_ORDER));
+	for (i = 0; i < PAGE_GRANULE_NR; i++)
+		ptep[i] = installed_pte(made_up_pte(pfn + i));
+	KUNIT_EXPECT_NULL(test, page_granule_check_ptes(vma, SZ_4G, ptep));
+
+	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		const pte_t pte = ptep[i];
+
+		ptep[i] = __pte(0);
+		KUNIT_EXPECT_STREQ_MSG(test, "populated in part",
+				       page_granule_check_ptes(vma, SZ_4G, ptep),
+				       "entry %d", i);
+		ptep[i] = pte_wrprotect(pte);
+		KUNIT_EXPECT_STREQ_MSG(test, "one folio, but the PTEs differ",
+				       page_granule_check_ptes(vma, SZ_4G, ptep),
+				       "entry %d", i);
+		/* Wherever it is, it counts as populated. */
+		ptep[i] = swp_entry_to_pte(swp_entry(0, 1));
+		KUNIT_EXPECT_NULL_MSG(test,
+				      page_granule_check_ptes(vma, SZ_4G, ptep),
+				      "entry %d", i);
+		ptep[i] = pte;
+	}
+
+#ifdef CONFIG_ARM64_CONTPTE
+	fill_run(ptep, pfn);
+	KUNIT_EXPECT_STREQ(test, "a run, but not marked contiguous",
+			   page_granule_check_ptes(vma, SZ_4G, ptep));
+#endif
+}
+#endif /* CONFIG_DEBUG_PAGE_GRANULE */
+
 /*
  * A real address space, in which this thread is the only one.
  */
@@ -1405,6 +1459,9 @@ static struct kunit_case page_granule_cases[] = {
 	KUNIT_CASE(zero_batches),
 	KUNIT_CASE(state_folio),
 	KUNIT_CASE(state_pages),
+#ifdef CONFIG_DEBUG_PAGE_GRANULE
+	KUNIT_CASE(check),
+#endif
 	KUNIT_CASE(mm_write),
 	KUNIT_CASE(mm_read),
 	KUNIT_CASE(mm_write_after_read),

@@ -131,6 +131,7 @@ FIXTURE_SETUP(page_granule_prctl)
 
 FIXTURE_TEARDOWN(page_granule_prctl)
 {
+	EXPECT_TRUE(granule_invariants_hold());
 	/* May fail where a test has dropped its privileges; main() restores. */
 	granule_set_enabled(true);
 }
@@ -453,6 +454,7 @@ FIXTURE_SETUP(page_granule_setid)
 
 FIXTURE_TEARDOWN(page_granule_setid)
 {
+	EXPECT_TRUE(granule_invariants_hold());
 	umount2(self->dir, MNT_DETACH);
 	rmdir(self->dir);
 }
@@ -648,6 +650,7 @@ FIXTURE_SETUP(page_granule_smaps)
 
 FIXTURE_TEARDOWN(page_granule_smaps)
 {
+	EXPECT_TRUE(granule_invariants_hold());
 }
 
 /* Assert that smaps tells the three kinds of VMA apart. */

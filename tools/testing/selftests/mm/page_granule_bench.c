@@ -11,11 +11,14 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <getopt.h>
+#include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -27,6 +30,31 @@
 #define MIB		(1024 * 1024UL)
 #define MAX_REPEAT	99
 #define GRANULE_ORDER	4
+#define MAX_PAGEOUT	10
+
+/* The stages, in the order in which one area goes through them. */
+enum stage_id {
+	FIRST_TOUCH,
+	FORK,
+	COW,
+	PAGEOUT,
+	SWAP_IN,
+	MPROTECT,
+	MREMAP,
+	DONTNEED,
+	ZERO_READ,
+	WRITE_AFTER_READ,
+	MUNMAP,
+	NR_STAGES,
+	UNTOUCHED = NR_STAGES,
+};
+
+/* What a stage leaves that can be whole. */
+enum leaves {
+	LEAVES_NOTHING,
+	LEAVES_MEMORY,
+	LEAVES_ZEROES,
+};
 
 struct result {
 	unsigned long ns;
@@ -39,8 +67,8 @@ struct result {
 struct bench {
 	unsigned long mib;
 	unsigned int repeat;
-	const char *stage;
 	bool json;
+	bool swap;
 	int pagemap;
 	char *smaps;		/* lines of the granule VMA, from its last stage */
 };
@@ -52,10 +80,34 @@ struct config {
 	enum granule_kind kind;
 };
 
-static const struct config configs[] = {
-	{ "4K", 0, GRANULE_UNTAGGED },
-	{ "mTHP 64K", GRANULE_ORDER, GRANULE_UNTAGGED },
-	{ "granule", 0, GRANULE_CONTRACT },
+enum config_id {
+	CONFIG_4K,
+	CONFIG_MTHP,
+	CONFIG_GRANULE,
+	NR_CONFIGS,
+};
+
+static const struct config configs[NR_CONFIGS] = {
+	[CONFIG_4K] = { "4K", 0, GRANULE_UNTAGGED },
+	[CONFIG_MTHP] = { "mTHP 64K", GRANULE_ORDER, GRANULE_UNTAGGED },
+	[CONFIG_GRANULE] = { "granule", 0, GRANULE_CONTRACT },
+};
+
+/* What of it is to be run. */
+struct job {
+	const struct stage *stage;
+	bool all;
+	bool life;
+};
+
+/* Memory that goes through stages, in address space of its own. */
+struct mem {
+	char *base;		/* all of the address space */
+	size_t reserved;
+	char *area;		/* NULL once it is unmapped */
+	size_t len;
+	char *elsewhere;	/* as much room, for mremap() to move to */
+	pid_t child;		/* what fork() has made, or 0 */
 };
 
 /* The part of a stage that is measured starts and ends with these. */
@@ -70,12 +122,11 @@ static void measure(struct result *res, int sign)
 	if (sign > 0)
 		getrusage(RUSAGE_SELF, &usage);
 	res->ns += sign * (now.tv_sec * 1000000000UL + now.tv_nsec);
-	res->faults += sign * usage.ru_minflt;
+	res->faults += sign * (usage.ru_minflt + usage.ru_majflt);
 }
 
 static void measure_start(struct result *res)
 {
-	memset(res, 0, sizeof(*res));
 	measure(res, -1);
 }
 
@@ -93,27 +144,115 @@ static void touch(char *area, size_t len)
 		__atomic_store_n(area + i, 1, __ATOMIC_RELAXED);
 }
 
-/*
- * A stage gets an area that is mapped and untouched. It brings it to the state
- * it starts from, and measures what it is about.
- */
-static bool stage_first_touch(char *area, size_t len, struct result *res)
+/* What the stages do to an area in the state that they start from. */
+static bool do_touch(struct mem *mem)
 {
-	measure_start(res);
-	touch(area, len);
-	measure_stop(res);
+	touch(mem->area, mem->len);
 	return true;
+}
+
+static bool do_read(struct mem *mem)
+{
+	force_read_pages(mem->area, mem->len / BASE_SIZE, BASE_SIZE);
+	return true;
+}
+
+/* The child is not run before its parent waits for it: see run_alone(). */
+static bool do_fork(struct mem *mem)
+{
+	mem->child = fork();
+	while (!mem->child)
+		pause();
+	return mem->child > 0;
+}
+
+static bool do_pageout(struct mem *mem)
+{
+	return !madvise(mem->area, mem->len, MADV_PAGEOUT);
+}
+
+static bool do_mprotect(struct mem *mem)
+{
+	return !mprotect(mem->area, mem->len, PROT_READ) &&
+	       !mprotect(mem->area, mem->len, PROT_RW);
+}
+
+static bool do_mremap(struct mem *mem)
+{
+	char *from = mem->area;
+
+	mem->area = mem->elsewhere;
+	mem->elsewhere = from;
+	return mremap(from, mem->len, mem->len, MREMAP_MAYMOVE | MREMAP_FIXED,
+		      mem->area) == mem->area;
+}
+
+static bool do_dontneed(struct mem *mem)
+{
+	return !madvise(mem->area, mem->len, MADV_DONTNEED);
+}
+
+static bool do_munmap(struct mem *mem)
+{
+	char *area = mem->area;
+
+	mem->area = NULL;
+	return !munmap(area, mem->len);
 }
 
 struct stage {
 	const char *name;
 	const char *what;
-	bool (*run)(char *area, size_t len, struct result *res);
+	enum stage_id from;	/* the stage that leaves what this one starts from */
+	bool (*run)(struct mem *mem);
+	enum leaves leaves;
 };
 
-static const struct stage stages[] = {
-	{ "first-touch", "first touch: one byte written in each 4 KiB page",
-	  stage_first_touch },
+static const struct stage stages[NR_STAGES] = {
+	[FIRST_TOUCH] = {
+		"first-touch", "first touch: one byte written in each 4 KiB page",
+		UNTOUCHED, do_touch, LEAVES_MEMORY,
+	},
+	[FORK] = {
+		"fork", "fork() of a process that has written to the memory",
+		FIRST_TOUCH, do_fork, LEAVES_MEMORY,
+	},
+	[COW] = {
+		"cow", "after fork(), one byte written in each 4 KiB page",
+		FORK, do_touch, LEAVES_MEMORY,
+	},
+	[PAGEOUT] = {
+		"pageout", "MADV_PAGEOUT until all of it is swapped out",
+		FIRST_TOUCH, do_pageout, LEAVES_NOTHING,
+	},
+	[SWAP_IN] = {
+		"swap-in", "swapped out, then one byte written in each 4 KiB page",
+		PAGEOUT, do_touch, LEAVES_MEMORY,
+	},
+	[MPROTECT] = {
+		"mprotect", "mprotect() to read-only and back",
+		FIRST_TOUCH, do_mprotect, LEAVES_MEMORY,
+	},
+	[MREMAP] = {
+		"mremap", "mremap() to another multiple of 64 KiB, not of 2 MiB",
+		FIRST_TOUCH, do_mremap, LEAVES_MEMORY,
+	},
+	[DONTNEED] = {
+		"dontneed", "MADV_DONTNEED",
+		FIRST_TOUCH, do_dontneed, LEAVES_NOTHING,
+	},
+	[ZERO_READ] = {
+		"zero-read", "one byte read in each 4 KiB page of untouched memory",
+		UNTOUCHED, do_read, LEAVES_ZEROES,
+	},
+	[WRITE_AFTER_READ] = {
+		"write-after-read", "the same, then one byte written in each",
+		ZERO_READ, do_touch, LEAVES_MEMORY,
+	},
+	[MUNMAP] = {
+		"munmap", "munmap()",
+		FIRST_TOUCH, do_munmap, LEAVES_NOTHING,
+	},
 };
 
 static int error(const char *what)
@@ -151,31 +290,142 @@ static char *smaps_lines(char *area, size_t len)
 	return out;
 }
 
-/* One run of a stage, on fresh memory that starts at a multiple of 2 MiB. */
-static bool run_once(struct bench *bench, const struct config *config,
-		     const struct stage *stage, struct result *res)
+/*
+ * Map fresh memory. It starts at a multiple of 2 MiB, and the place to move it to
+ * does not, so that page tables cannot be moved in place of what is in them.
+ */
+static bool mem_create(struct mem *mem, const struct config *config, size_t len)
 {
-	size_t len = bench->mib * MIB, reserved = len + HPAGE_SIZE;
-	struct granule_smaps smaps;
-	bool ok = false;
-	char *base, *area;
+	char *area;
 
-	base = granule_reserve(reserved);
-	if (!base)
+	memset(mem, 0, sizeof(*mem));
+	mem->len = len;
+	mem->reserved = 2 * len + HPAGE_SIZE + GRANULE_SIZE;
+	mem->base = granule_reserve(mem->reserved);
+	if (!mem->base)
 		return false;
-	area = (char *)(((unsigned long)base + HPAGE_SIZE - 1) & -(unsigned long)HPAGE_SIZE);
-	if (granule_mmap(config->kind, area, len, PROT_RW, MAP_FIXED) == area &&
-	    stage->run(area, len, res) && granule_read_smaps(getpid(), area, &smaps)) {
-		res->granules = len / GRANULE_SIZE;
-		res->whole = granule_count(bench->pagemap, area, len, GRANULE_WHOLE);
+	area = (char *)(((unsigned long)mem->base + HPAGE_SIZE - 1) &
+			-(unsigned long)HPAGE_SIZE);
+	mem->elsewhere = area + len + GRANULE_SIZE;
+	mem->area = granule_mmap(config->kind, area, len, PROT_RW, MAP_FIXED);
+	return mem->area == area;
+}
+
+static void mem_reap(struct mem *mem)
+{
+	if (mem->child <= 0)
+		return;
+	kill(mem->child, SIGKILL);
+	waitpid(mem->child, NULL, 0);
+	mem->child = 0;
+}
+
+static void mem_destroy(struct mem *mem)
+{
+	mem_reap(mem);
+	if (mem->base)
+		munmap(mem->base - GRANULE_SIZE, mem->reserved + 2 * GRANULE_SIZE);
+}
+
+static bool mem_swapped_out(const struct bench *bench, const struct mem *mem)
+{
+	return !granule_present_pages(bench->pagemap, mem->area, mem->len);
+}
+
+static unsigned long count_zero_runs(const struct bench *bench, const struct mem *mem)
+{
+	unsigned long i, nr = 0;
+
+	for (i = 0; i < mem->len; i += GRANULE_SIZE)
+		nr += granule_is_zero_run(bench->pagemap, mem->area + i);
+	return nr;
+}
+
+/* What is there after a stage. */
+static void look(const struct bench *bench, const struct stage *stage,
+		 const struct mem *mem, struct result *res)
+{
+	struct granule_smaps smaps;
+
+	res->granules = mem->len / GRANULE_SIZE;
+	if (stage->leaves == LEAVES_MEMORY)
+		res->whole = granule_count(bench->pagemap, mem->area, mem->len,
+					   GRANULE_WHOLE);
+	else if (stage->leaves == LEAVES_ZEROES)
+		res->whole = count_zero_runs(bench, mem);
+	if (mem->area && granule_read_smaps(getpid(), mem->area, &smaps))
 		res->rss_kb = smaps.rss;
-		ok = true;
-		if (config->kind == GRANULE_CONTRACT) {
-			free(bench->smaps);
-			bench->smaps = smaps_lines(area, len);
-		}
+}
+
+/* A stage, measured, on memory in the state that it starts from. */
+static bool run_stage(const struct bench *bench, const struct stage *stage,
+		      struct mem *mem, struct result *res)
+{
+	unsigned int tries = 0;
+	bool ok;
+
+	memset(res, 0, sizeof(*res));
+	do {
+		measure_start(res);
+		ok = stage->run(mem);
+		measure_stop(res);
+	} while (ok && stage == &stages[PAGEOUT] && !mem_swapped_out(bench, mem) &&
+		 ++tries < MAX_PAGEOUT);
+	if (!ok || tries == MAX_PAGEOUT)
+		return false;
+	look(bench, stage, mem, res);
+	/* Only to write to what it shares with its parent is the child kept. */
+	if (stage != &stages[FORK])
+		mem_reap(mem);
+	return true;
+}
+
+static bool prepare(const struct bench *bench, const struct stage *stage,
+		    struct mem *mem)
+{
+	const struct stage *from = stages + stage->from;
+	struct result unused;
+
+	return stage->from == UNTOUCHED ||
+	       (prepare(bench, from, mem) && run_stage(bench, from, mem, &unused));
+}
+
+/* One stage, on fresh memory. */
+static bool run_fresh(struct bench *bench, const struct config *config,
+		      const struct stage *stage, struct result *res)
+{
+	struct mem mem;
+	bool ok;
+
+	ok = mem_create(&mem, config, bench->mib * MIB) && prepare(bench, stage, &mem) &&
+	     run_stage(bench, stage, &mem, res);
+	if (ok && mem.area && config->kind == GRANULE_CONTRACT) {
+		free(bench->smaps);
+		bench->smaps = smaps_lines(mem.area, mem.len);
 	}
-	munmap(base - GRANULE_SIZE, reserved + 2 * GRANULE_SIZE);
+	mem_destroy(&mem);
+	return ok;
+}
+
+static bool needs_swap(const struct stage *stage)
+{
+	return stage == &stages[PAGEOUT] || stage == &stages[SWAP_IN];
+}
+
+/* All stages in their order, on the same memory. */
+static bool run_life(struct bench *bench, const struct config *config,
+		     struct result *res)
+{
+	unsigned int i;
+	struct mem mem;
+	bool ok;
+
+	ok = mem_create(&mem, config, bench->mib * MIB);
+	for (i = 0; ok && i < NR_STAGES; i++) {
+		if (bench->swap || !needs_swap(&stages[i]))
+			ok = run_stage(bench, &stages[i], &mem, &res[i]);
+	}
+	mem_destroy(&mem);
 	return ok;
 }
 
@@ -186,92 +436,306 @@ static int by_ns(const void *a, const void *b)
 	return x->ns < y->ns ? -1 : x->ns > y->ns;
 }
 
-/* The median run. One more goes before, to bring in the code and its stack. */
-static bool run_stage(struct bench *bench, const struct config *config,
-		      const struct stage *stage, struct result *res)
-{
-	struct result results[MAX_REPEAT];
-	unsigned int i;
+/* The median run of each stage, and how far from it the others are. */
+struct summary {
+	struct result median;
+	unsigned long ns_min;
+	unsigned long ns_max;
+	bool valid;
+};
 
-	if (!run_once(bench, config, stage, &results[0]))
+static void summarize(struct result *runs, unsigned int nr, struct summary *sum)
+{
+	qsort(runs, nr, sizeof(*runs), by_ns);
+	sum->median = runs[nr / 2];
+	sum->ns_min = runs[0].ns;
+	sum->ns_max = runs[nr - 1].ns;
+	sum->valid = true;
+}
+
+static bool select_config(const struct config *config)
+{
+	if (config->kind != GRANULE_UNTAGGED && !granule_supported())
 		return false;
-	for (i = 0; i < bench->repeat; i++) {
-		if (!run_once(bench, config, stage, &results[i]))
-			return false;
-	}
-	qsort(results, bench->repeat, sizeof(results[0]), by_ns);
-	*res = results[bench->repeat / 2];
+	if (config->thp_order)
+		granule_thp_order(config->thp_order);
+	else
+		granule_thp_never();
 	return true;
 }
 
-static void print_head(const struct bench *bench, const struct stage *stage)
+static bool failed(const struct config *config, const char *what)
 {
-	char whole[32];
-
-	if (bench->json)
-		return;
-	snprintf(whole, sizeof(whole), "[of %lu]", bench->mib * MIB / GRANULE_SIZE);
-	printf("%s\n", stage->what);
-	printf("%-10s %12s %16s %12s %10s\n", "config", "faults", "instructions",
-	       "whole runs", "RSS");
-	printf("%-10s %12s %16s %12s %10s\n", "", "[per MiB]", "[per MiB]", whole, "[kB]");
+	fprintf(stderr, "page_granule_bench: %s, %s: %s\n", what, config->name,
+		strerror(errno));
+	return false;
 }
 
-static void print_row(const struct bench *bench, const struct config *config,
-		      const struct stage *stage, const struct result *res)
+/* One run more goes before, to bring in the code and its stack. */
+static bool measure_fresh(struct bench *bench, const struct config *config,
+			  const struct stage *stage, struct summary *sum)
 {
-	if (bench->json) {
-		printf("{\"stage\": \"%s\", \"config\": \"%s\", \"mib\": %lu, ",
-		       stage->name, config->name, bench->mib);
-		printf("\"faults\": %lu, \"ns\": %lu, ", res->faults, res->ns);
-		printf("\"whole\": %lu, \"granules\": %lu, \"rss_kb\": %lu}\n",
-		       res->whole, res->granules, res->rss_kb);
-		return;
+	struct result runs[MAX_REPEAT];
+	unsigned int i;
+
+	if (!run_fresh(bench, config, stage, &runs[0]))
+		return failed(config, stage->name);
+	for (i = 0; i < bench->repeat; i++) {
+		if (!run_fresh(bench, config, stage, &runs[i]))
+			return failed(config, stage->name);
 	}
-	printf("%-10s %12.1f %16lu %12lu %10lu\n", config->name,
-	       (double)res->faults / bench->mib, res->ns / bench->mib, res->whole,
-	       res->rss_kb);
+	summarize(runs, bench->repeat, sum);
+	return true;
 }
 
-static int run_bench(struct bench *bench)
+static bool measure_life(struct bench *bench, const struct config *config,
+			 struct summary *sums)
 {
-	const struct config *config;
-	const struct stage *stage;
-	struct result res;
+	static struct result runs[NR_STAGES][MAX_REPEAT];
+	struct result life[NR_STAGES];
+	unsigned int i, j;
 
+	if (!run_life(bench, config, life))
+		return failed(config, "life");
+	for (i = 0; i < bench->repeat; i++) {
+		if (!run_life(bench, config, life))
+			return failed(config, "life");
+		for (j = 0; j < NR_STAGES; j++)
+			runs[j][i] = life[j];
+	}
+	for (j = 0; j < NR_STAGES; j++) {
+		if (bench->swap || !needs_swap(&stages[j]))
+			summarize(runs[j], bench->repeat, &sums[j]);
+	}
+	return true;
+}
+
+static void print_json(const struct bench *bench, const char *set,
+		       const struct config *config, const struct stage *stage,
+		       const struct summary *sum)
+{
+	const struct result *res = &sum->median;
+
+	if (!sum->valid)
+		return;
+	printf("{\"set\": \"%s\", \"stage\": \"%s\", \"config\": \"%s\", ", set,
+	       stage->name, config->name);
+	printf("\"mib\": %lu, \"faults\": %lu, \"ns\": %lu, ", bench->mib, res->faults,
+	       res->ns);
+	printf("\"ns_min\": %lu, \"ns_max\": %lu, ", sum->ns_min, sum->ns_max);
+	if (stage->leaves == LEAVES_NOTHING)
+		printf("\"whole\": null, ");
+	else
+		printf("\"whole\": %lu, ", res->whole);
+	printf("\"granules\": %lu, \"rss_kb\": %lu}\n", res->granules, res->rss_kb);
+}
+
+/* One stage: a row for each configuration. */
+static void print_stage(const struct bench *bench, const struct stage *stage,
+			const struct summary *sums)
+{
+	const struct result *res;
+	char whole[32];
+	unsigned int i;
+
+	snprintf(whole, sizeof(whole), "[of %lu]", bench->mib * MIB / GRANULE_SIZE);
+	printf("\n%s\n", stage->what);
+	printf("%-10s %12s %16s %12s %10s\n", "config", "faults", "instructions",
+	       stage->leaves == LEAVES_ZEROES ? "zero runs" : "whole runs", "RSS");
+	printf("%-10s %12s %16s %12s %10s\n", "", "[per MiB]", "[per MiB]", whole, "[kB]");
+	for (i = 0; i < NR_CONFIGS; i++) {
+		if (!sums[i].valid)
+			continue;
+		res = &sums[i].median;
+		if (stage->leaves == LEAVES_NOTHING)
+			snprintf(whole, sizeof(whole), "-");
+		else
+			snprintf(whole, sizeof(whole), "%lu", res->whole);
+		printf("%-10s %12.1f %16lu %12s %10lu\n", configs[i].name,
+		       (double)res->faults / bench->mib, res->ns / bench->mib, whole,
+		       res->rss_kb);
+	}
+}
+
+static void print_ratio(unsigned long ns, unsigned long base)
+{
+	if (base)
+		printf(" %8.2f", (double)ns / base);
+	else
+		printf(" %8s", "-");
+}
+
+static void print_table_row(const char *name, const struct summary *sums,
+			    enum leaves leaves)
+{
+	const unsigned long granules = sums->median.granules;
+	unsigned int i;
+
+	printf("%-16s", name);
+	for (i = 0; i < NR_CONFIGS; i++)
+		printf(" %9lu", sums[i].median.ns / granules);
+	print_ratio(sums[CONFIG_GRANULE].median.ns, sums[CONFIG_MTHP].median.ns);
+	for (i = 0; i < NR_CONFIGS; i++)
+		printf(" %8.2f", (double)sums[i].median.faults / granules);
+	for (i = 0; i < NR_CONFIGS; i++) {
+		if (leaves == LEAVES_NOTHING || !sums[i].valid)
+			printf(" %8s", "-");
+		else
+			printf(" %7lu%c", sums[i].median.whole,
+			       leaves == LEAVES_ZEROES ? 'z' : ' ');
+	}
+	printf("\n");
+}
+
+/* The worst of all repeats, so that the reader knows what a digit is worth. */
+static void print_spread(struct summary (*sums)[NR_CONFIGS])
+{
+	double spread, max = 0;
+	unsigned int i, j, stage = 0, config = 0;
+
+	for (i = 0; i < NR_STAGES; i++) {
+		for (j = 0; j < NR_CONFIGS; j++) {
+			const struct summary *sum = &sums[i][j];
+
+			if (!sum->valid)
+				continue;
+			spread = 100.0 * (sum->ns_max - sum->ns_min) / sum->median.ns;
+			if (spread > max) {
+				max = spread;
+				stage = i;
+				config = j;
+			}
+		}
+	}
+	printf("Runs differ by %.1f %% at most (%s, %s).\n", max, stages[stage].name,
+	       configs[config].name);
+}
+
+/* All stages: a row for each of them, and their sum. */
+static void print_table(const struct bench *bench, struct summary (*sums)[NR_CONFIGS],
+			bool total)
+{
+	struct summary all[NR_CONFIGS] = { };
+	char whole[32];
+	unsigned int i, j;
+
+	snprintf(whole, sizeof(whole), "whole runs of %lu", bench->mib * MIB / GRANULE_SIZE);
+	printf("%-16s %29s %8s %26s %26s\n", "", "instructions per 64 KiB", "granule",
+	       "faults per 64 KiB", whole);
+	printf("%-16s", "stage");
+	for (i = 0; i < NR_CONFIGS; i++)
+		printf(" %9s", configs[i].name);
+	printf(" %8s", "/ mTHP");
+	for (j = 0; j < 2; j++) {
+		for (i = 0; i < NR_CONFIGS; i++)
+			printf(" %8s", configs[i].name);
+	}
+	printf("\n");
+
+	for (i = 0; i < NR_STAGES; i++) {
+		if (!sums[i][CONFIG_4K].valid) {
+			printf("%-16s skipped: needs swap\n", stages[i].name);
+			continue;
+		}
+		print_table_row(stages[i].name, sums[i], stages[i].leaves);
+		for (j = 0; j < NR_CONFIGS; j++) {
+			all[j].valid |= sums[i][j].valid;
+			all[j].median.ns += sums[i][j].median.ns;
+			all[j].median.faults += sums[i][j].median.faults;
+			all[j].median.granules = sums[i][j].median.granules;
+		}
+	}
+	if (total)
+		print_table_row("sum", all, LEAVES_NOTHING);
+	print_spread(sums);
+}
+
+/* Each of the stages, or one of them, from fresh memory. */
+static bool bench_stages(struct bench *bench, const struct stage *only)
+{
+	struct summary sums[NR_STAGES][NR_CONFIGS] = { };
+	unsigned int i, j;
+
+	for (i = 0; i < NR_STAGES; i++) {
+		if ((only && only != &stages[i]) || (!bench->swap && needs_swap(&stages[i])))
+			continue;
+		for (j = 0; j < NR_CONFIGS; j++) {
+			if (!select_config(&configs[j]))
+				continue;
+			if (!measure_fresh(bench, &configs[j], &stages[i], &sums[i][j]))
+				return false;
+			if (bench->json)
+				print_json(bench, "fresh", &configs[j], &stages[i],
+					   &sums[i][j]);
+		}
+		if (only && !bench->json)
+			print_stage(bench, &stages[i], sums[i]);
+	}
+	if (!only && !bench->json) {
+		printf("\nEach stage on fresh memory\n");
+		print_table(bench, sums, false);
+	}
+	return true;
+}
+
+static bool bench_life(struct bench *bench)
+{
+	struct summary sums[NR_STAGES][NR_CONFIGS] = { };
+	struct summary life[NR_STAGES];
+	unsigned int i, j;
+
+	for (j = 0; j < NR_CONFIGS; j++) {
+		if (!select_config(&configs[j]))
+			continue;
+		memset(life, 0, sizeof(life));
+		if (!measure_life(bench, &configs[j], life))
+			return false;
+		for (i = 0; i < NR_STAGES; i++) {
+			sums[i][j] = life[i];
+			if (bench->json)
+				print_json(bench, "life", &configs[j], &stages[i],
+					   &sums[i][j]);
+		}
+	}
+	if (!bench->json) {
+		printf("\nOne life: all stages on the same memory\n");
+		print_table(bench, sums, true);
+	}
+	return true;
+}
+
+/*
+ * Nothing else runs while this program can, the children it forks included: what
+ * they do is not to be measured. Without it the numbers vary more, no worse.
+ */
+static void run_alone(void)
+{
+	const struct sched_param param = { .sched_priority = 1 };
+
+	sched_setscheduler(0, SCHED_FIFO | SCHED_RESET_ON_FORK, &param);
+}
+
+static int run_bench(struct bench *bench, const struct job *job)
+{
 	if (!bench->json)
 		printf("%lu MiB of anonymous memory, median of %u runs.\n"
 		       "Instructions are ns of CLOCK_MONOTONIC_RAW: instructions indeed under\n"
 		       "qemu -icount shift=0,sleep=off, and wall time elsewhere.\n",
 		       bench->mib, bench->repeat);
 
-	for (stage = stages; stage < stages + ARRAY_SIZE(stages); stage++) {
-		if (bench->stage && strcmp(bench->stage, stage->name))
-			continue;
-		if (!bench->json)
-			putchar('\n');
-		print_head(bench, stage);
-		for (config = configs; config < configs + ARRAY_SIZE(configs); config++) {
-			if (config->kind != GRANULE_UNTAGGED && !granule_supported())
-				continue;
-			if (config->thp_order)
-				granule_thp_order(config->thp_order);
-			else
-				granule_thp_never();
-			if (!run_stage(bench, config, stage, &res)) {
-				fprintf(stderr, "page_granule_bench: %s, %s: %s\n",
-					stage->name, config->name, strerror(errno));
-				return KSFT_FAIL;
-			}
-			print_row(bench, config, stage, &res);
-		}
-	}
+	run_alone();
+	if (job->stage && !bench_stages(bench, job->stage))
+		return KSFT_FAIL;
+	if (job->all && !bench_stages(bench, NULL))
+		return KSFT_FAIL;
+	if (job->life && !bench_life(bench))
+		return KSFT_FAIL;
 	if (!granule_supported()) {
 		fflush(stdout);
 		error("no granule row: build the kernel with CONFIG_PAGE_GRANULE=y");
 		return KSFT_SKIP;
 	}
-	if (!bench->json && bench->smaps)
+	if (!bench->json && bench->smaps && job->stage)
 		printf("\nsmaps of the granule VMA\n%s", bench->smaps);
 	return KSFT_PASS;
 }
@@ -285,36 +749,39 @@ static bool parse_number(const char *text, unsigned long max, unsigned long *val
 	return !errno && *text >= '0' && *text <= '9' && !*end && *val >= 1 && *val <= max;
 }
 
-static bool stage_exists(const char *name)
+static const struct stage *find_stage(const char *name)
 {
-	const struct stage *stage;
+	unsigned int i;
 
-	for (stage = stages; stage < stages + ARRAY_SIZE(stages); stage++) {
-		if (!strcmp(stage->name, name))
-			return true;
+	for (i = 0; i < NR_STAGES; i++) {
+		if (!strcmp(stages[i].name, name))
+			return &stages[i];
 	}
-	return false;
+	return NULL;
 }
 
 static void print_usage(FILE *fp)
 {
-	const struct stage *stage;
+	unsigned int i;
 
 	fprintf(fp,
-		"usage: page_granule_bench [--mib N] [--repeat N] [--stage NAME] [--json]\n"
+		"usage: page_granule_bench [--mib N] [--repeat N] [--stage NAME] [--all]\n"
+		"                          [--life] [--json]\n"
 		"\n"
 		"Measure anonymous memory of 4 KiB pages, of 64 KiB mTHP and of 64 KiB granules.\n"
 		"Run as root, for instructions under qemu -icount shift=0,sleep=off.\n"
 		"\n"
 		"  --mib N       memory to use in each run, in MiB (16)\n"
 		"  --repeat N    runs to take the median of, 1 to %d (3)\n"
-		"  --stage NAME  run this stage only\n"
+		"  --stage NAME  run this stage (first-touch)\n"
+		"  --all         run each stage, on fresh memory\n"
+		"  --life        run all stages in order, on the same memory\n"
 		"  --json        one JSON object a line instead of tables\n"
 		"  --help        this text\n"
 		"\n"
 		"stages:\n", MAX_REPEAT);
-	for (stage = stages; stage < stages + ARRAY_SIZE(stages); stage++)
-		fprintf(fp, "  %-12s  %s\n", stage->name, stage->what);
+	for (i = 0; i < NR_STAGES; i++)
+		fprintf(fp, "  %-16s  %s\n", stages[i].name, stages[i].what);
 }
 
 int main(int argc, char **argv)
@@ -323,11 +790,14 @@ int main(int argc, char **argv)
 		{ "mib", required_argument, NULL, 'm' },
 		{ "repeat", required_argument, NULL, 'r' },
 		{ "stage", required_argument, NULL, 's' },
+		{ "all", no_argument, NULL, 'a' },
+		{ "life", no_argument, NULL, 'l' },
 		{ "json", no_argument, NULL, 'j' },
 		{ "help", no_argument, NULL, 'h' },
 		{ }
 	};
 	struct bench bench = { .mib = 16, .repeat = 3 };
+	struct job job = { };
 	unsigned long val;
 	int opt;
 
@@ -343,9 +813,15 @@ int main(int argc, char **argv)
 			bench.repeat = val;
 			break;
 		case 's':
-			if (!stage_exists(optarg))
+			job.stage = find_stage(optarg);
+			if (!job.stage)
 				return error("unknown stage: see --help for those there are");
-			bench.stage = optarg;
+			break;
+		case 'a':
+			job.all = true;
+			break;
+		case 'l':
+			job.life = true;
 			break;
 		case 'j':
 			bench.json = true;
@@ -362,6 +838,8 @@ int main(int argc, char **argv)
 		print_usage(stderr);
 		return KSFT_FAIL;
 	}
+	if (!job.stage && !job.all && !job.life)
+		job.stage = &stages[FIRST_TOUCH];
 
 	if (geteuid())
 		return error("PFNs and THP settings need root: run as root");
@@ -371,11 +849,15 @@ int main(int argc, char **argv)
 		return error("no 64 KiB mTHP: set CONFIG_TRANSPARENT_HUGEPAGE=y, mount sysfs");
 	if (bench.mib * 1024 > granule_meminfo_kb("MemAvailable") / 10 * 9)
 		return error("not enough free memory: give a smaller --mib");
+	/* All of it, and what there is of it in the swap cache at any time. */
+	bench.swap = granule_meminfo_kb("SwapFree") > 2 * bench.mib * 1024;
+	if (job.stage && needs_swap(job.stage) && !bench.swap)
+		return error("not enough swap for this stage: run swapon first");
 	bench.pagemap = granule_open_pagemap();
 	if (bench.pagemap < 0)
 		return error("no /proc/self/pagemap: set CONFIG_PROC_PAGE_MONITOR=y");
 
 	/* Restores them when the program ends, by whatever way. */
 	granule_save_settings();
-	return run_bench(&bench);
+	return run_bench(&bench, &job);
 }

@@ -1399,6 +1399,7 @@ FIXTURE_SETUP(page_granule_call)
 
 FIXTURE_TEARDOWN(page_granule_call)
 {
+	EXPECT_TRUE(granule_invariants_hold());
 }
 
 /* Assert that it cuts no contract granule of private memory, and works otherwise. */
@@ -1479,6 +1480,7 @@ FIXTURE_SETUP(page_granule_memory)
 
 FIXTURE_TEARDOWN(page_granule_memory)
 {
+	EXPECT_TRUE(granule_invariants_hold());
 	close(self->pagemap);
 }
 
@@ -2176,6 +2178,7 @@ FIXTURE_SETUP(page_granule_shared)
 
 FIXTURE_TEARDOWN(page_granule_shared)
 {
+	EXPECT_TRUE(granule_invariants_hold());
 	close(self->pagemap);
 }
 
@@ -2364,6 +2367,7 @@ FIXTURE_SETUP(page_granule_limit)
 
 FIXTURE_TEARDOWN(page_granule_limit)
 {
+	EXPECT_TRUE(granule_invariants_hold());
 	setrlimit(RLIMIT_AS, &self->as);
 	setrlimit(RLIMIT_DATA, &self->data);
 	write_file(OVERCOMMIT, self->mode, strlen(self->mode) + 1);
@@ -2787,6 +2791,7 @@ FIXTURE_SETUP(page_granule_merging)
 
 FIXTURE_TEARDOWN(page_granule_merging)
 {
+	EXPECT_TRUE(granule_invariants_hold());
 }
 
 /* Assert that there are as many VMAs at the end as there would be untagged. */
@@ -2928,6 +2933,7 @@ static void stop_child(pid_t pid)
 
 FIXTURE_TEARDOWN(page_granule_remote)
 {
+	EXPECT_TRUE(granule_invariants_hold());
 	stop_child(self->child);
 }
 
@@ -3239,6 +3245,7 @@ FIXTURE_SETUP(page_granule_uffd)
 
 FIXTURE_TEARDOWN(page_granule_uffd)
 {
+	EXPECT_TRUE(granule_invariants_hold());
 	close(self->pagemap);
 }
 
@@ -3462,6 +3469,7 @@ FIXTURE_SETUP(page_granule_shm)
 
 FIXTURE_TEARDOWN(page_granule_shm)
 {
+	EXPECT_TRUE(granule_invariants_hold());
 }
 
 static int shm_attached(int id)
@@ -4050,6 +4058,7 @@ FIXTURE_SETUP(page_granule_program)
 
 FIXTURE_TEARDOWN(page_granule_program)
 {
+	EXPECT_TRUE(granule_invariants_hold());
 }
 
 /* The exit status, or -1. The program may write an address to be returned. */
@@ -4218,6 +4227,7 @@ FIXTURE_SETUP(page_granule_growsdown)
 
 FIXTURE_TEARDOWN(page_granule_growsdown)
 {
+	EXPECT_TRUE(granule_invariants_hold());
 	setrlimit(RLIMIT_STACK, &self->rlim);
 	close(self->pagemap);
 }

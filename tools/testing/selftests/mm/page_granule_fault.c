@@ -88,6 +88,7 @@ FIXTURE_SETUP(page_granule_fault)
 
 FIXTURE_TEARDOWN(page_granule_fault)
 {
+	EXPECT_TRUE(granule_invariants_hold());
 	close(self->pagemap);
 }
 
@@ -441,6 +442,7 @@ FIXTURE_SETUP(page_granule_edge)
 
 FIXTURE_TEARDOWN(page_granule_edge)
 {
+	EXPECT_TRUE(granule_invariants_hold());
 	close(self->pagemap);
 }
 
@@ -860,6 +862,7 @@ FIXTURE_SETUP(page_granule_race)
 
 FIXTURE_TEARDOWN(page_granule_race)
 {
+	EXPECT_TRUE(granule_invariants_hold());
 	close(self->pagemap);
 }
 
@@ -1206,6 +1209,7 @@ FIXTURE_SETUP(page_granule_memcg)
 
 FIXTURE_TEARDOWN(page_granule_memcg)
 {
+	EXPECT_TRUE(granule_invariants_hold());
 	rmdir(self->dir);
 	if (self->enabled_memory)
 		granule_cg_write(self->root, "cgroup.subtree_control", "-memory");
@@ -1370,6 +1374,7 @@ FIXTURE_SETUP(page_granule_fallback)
 
 FIXTURE_TEARDOWN(page_granule_fallback)
 {
+	EXPECT_TRUE(granule_invariants_hold());
 	granule_fail_restore(&self->fail);
 }
 

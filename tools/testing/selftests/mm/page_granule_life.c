@@ -227,7 +227,7 @@ static unsigned long to_be_split(void)
 /* Folios of 64 KiB that have been swapped out as such. */
 static unsigned long swapped_whole(void)
 {
-	return read_num(STATS_64KB "swpout");
+	return read_num(STATS_64KB "swpout") + read_num(STATS_64KB "zswpout");
 }
 
 /* All of it is whole, and as it should be. */
@@ -355,6 +355,7 @@ FIXTURE_SETUP(page_granule_cow)
 
 FIXTURE_TEARDOWN(page_granule_cow)
 {
+	EXPECT_TRUE(granule_invariants_hold());
 }
 
 /* Assert that a child that writes gets whole granules, by one fault each. */
@@ -993,6 +994,26 @@ TEST_F(page_granule_cow, soft_dirty)
 	}
 }
 
+/* Assert that the write to shared memory whose soft-dirty bits were cleared is one. */
+TEST_F(page_granule_cow, soft_dirty_shared)
+{
+	struct mem *mem = &self->mem;
+	long faults;
+
+	if (!softdirty_supported())
+		SKIP(return, "no soft-dirty: set CONFIG_MEM_SOFT_DIRTY on x86_64");
+	ASSERT_EQ(granule_mmap(mem->kind, mem->area, mem_len(mem), PROT_RW,
+			       MAP_FIXED | MAP_SHARED), mem->area);
+	mem_fill(mem, 1);
+	clear_softdirty();
+	faults = mem_write(mem, 2);
+	EXPECT_FAULTS(faults, mem->nr);
+	EXPECT_INTACT(mem);
+	faults = mem_write_pages(mem, 3);
+	EXPECT_LE(faults, FAULT_SLACK);
+	EXPECT_INTACT(mem);
+}
+
 /* A default-tagged granule that a 4 KiB call has cut, shared by fork. */
 TEST_F(page_granule_cow, broken_granule)
 {
@@ -1196,6 +1217,7 @@ FIXTURE_SETUP(page_granule_pin)
 
 FIXTURE_TEARDOWN(page_granule_pin)
 {
+	EXPECT_TRUE(granule_invariants_hold());
 	close(self->gup);
 }
 
@@ -1428,6 +1450,7 @@ FIXTURE_SETUP(page_granule_swap)
 
 FIXTURE_TEARDOWN(page_granule_swap)
 {
+	EXPECT_TRUE(granule_invariants_hold());
 	if (!*self->cgroup)
 		return;
 	granule_cg_write(self->root, "cgroup.procs", "0");
@@ -1538,6 +1561,49 @@ TEST_F(page_granule_swap, fork_while_out)
 		mem_write_pages(mem, 4);
 		EXPECT_INTACT(mem);
 	}
+}
+
+/* Of shared memory the page table does not tell what is swapped out. */
+static bool shared_page_out(struct mem *mem)
+{
+	unsigned char vec[MAX_PAGES];
+	unsigned long n, resident;
+	int i;
+
+	for (i = 0; i < 50; i++) {
+		if (madvise(mem->area, mem_len(mem), MADV_PAGEOUT) ||
+		    mincore(mem->area, mem_len(mem), vec))
+			return false;
+		for (n = 0, resident = 0; n < mem_pages(mem); n++)
+			resident += vec[n] & 1;
+		if (!resident)
+			return true;
+		usleep(10 * 1000);
+	}
+	return false;
+}
+
+/* Assert that shared memory comes back whole too, by one fault a granule. */
+TEST_F(page_granule_swap, shared_memory)
+{
+	unsigned long swpout = swapped_whole();
+	struct mem *mem = &self->mem;
+	long faults;
+
+	ASSERT_EQ(granule_mmap(mem->kind, mem->area, mem_len(mem), PROT_RW,
+			       MAP_FIXED | MAP_SHARED), mem->area);
+	mem_fill(mem, 1);
+	ASSERT_TRUE(shared_page_out(mem));
+	EXPECT_EQ(swapped_whole() - swpout, mem->nr);
+	EXPECT_EQ(mem_present(mem), 0);
+	faults = all_faults();
+	mem_read(mem);
+	faults = all_faults() - faults;
+	EXPECT_FAULTS(faults, mem->nr);
+	EXPECT_INTACT(mem);
+	ASSERT_TRUE(shared_page_out(mem));
+	mem_write(mem, 2);
+	EXPECT_INTACT(mem);
 }
 
 /* Assert that threads that race to bring a granule in find it whole. */
@@ -1676,6 +1742,8 @@ TEST_F_TIMEOUT(page_granule_swap, thrash, 60)
 	if (!join_cgroup(self->root, self->cgroup, sizeof(self->cgroup)))
 		SKIP(return, CGROUP_REMEDY);
 	ASSERT_EQ(granule_cg_write(self->cgroup, "memory.max", "3M"), 0);
+	/* What zswap holds counts as well. Beyond this it has to write back. */
+	granule_cg_write(self->cgroup, "memory.zswap.max", "512K");
 	mem_fill(&mem, 1);
 	EXPECT_GT(mem_swapped(&mem), 0);
 	ASSERT_TRUE(storm_create(&storm, &mem));
@@ -1890,6 +1958,7 @@ FIXTURE_SETUP(page_granule_swap_in)
 /* Whatever has happened, swap is to be on. */
 FIXTURE_TEARDOWN(page_granule_swap_in)
 {
+	EXPECT_TRUE(granule_invariants_hold());
 	struct swaps swaps;
 
 	read_swaps(&swaps);
@@ -1961,6 +2030,7 @@ FIXTURE_SETUP(page_granule_life_fallback)
 
 FIXTURE_TEARDOWN(page_granule_life_fallback)
 {
+	EXPECT_TRUE(granule_invariants_hold());
 	granule_fail_restore(&self->fail);
 }
 
@@ -2086,6 +2156,79 @@ TEST_F(page_granule_life_fallback, swap_in)
 	EXPECT_INTACT(mem);
 	EXPECT_EQ(granule_vmstat("granule_swpin") - swpin, whole + mem->nr);
 	EXPECT_EQ(granule_vmstat("granule_swpin_fallback") - fallback, mem->nr - whole);
+}
+
+/*
+ * Assert that a larger folio, some granules of which were cut, is moved or stays.
+ * Migration splits it to granules, and cannot allocate for those either.
+ */
+TEST_F(page_granule_life_fallback, move_cut_folio)
+{
+	const unsigned int order = 6, step = 4;
+	struct mem *mem = &self->mem;
+	unsigned long i;
+
+	if (variant->kind != GRANULE_DEFAULT)
+		SKIP(return, "a contract granule cannot be cut: see default_tagged");
+	if (!(thp_supported_orders() & (1UL << order)))
+		SKIP(return, "no 256 KiB mTHP: set CONFIG_TRANSPARENT_HUGEPAGE");
+	if (!two_nodes())
+		SKIP(return, NODES_REMEDY);
+	ASSERT_TRUE(mem_renew(mem));
+	granule_thp_order(order);
+	mem_fill(mem, 1);
+	granule_thp_never();
+	for (i = 1; i < mem->nr; i += step) {
+		ASSERT_EQ(madvise(nth(mem->area, i) + BASE_SIZE, BASE_SIZE, MADV_DONTNEED), 0);
+		memset(nth(mem->model, i) + BASE_SIZE, 0, BASE_SIZE);
+	}
+	granule_fail_order4(true);
+	move_to_node(mem, 1);
+	move_to_node(mem, 0);
+	granule_fail_order4(false);
+	EXPECT_EQ(mem_diff(mem), NO_DIFF);
+	mem_write_pages(mem, 2);
+	EXPECT_PRESENT(mem);
+}
+
+/*
+ * Assert that MADV_FREE never leaves a part of a contract granule. Half of them
+ * are of single pages, every other page of which is swapped out.
+ */
+TEST_F(page_granule_life_fallback, madv_free)
+{
+	struct mem *mem = &self->mem;
+	char cgroup[PATH_MAX + 32], root[PATH_MAX];
+	unsigned long i, filled, partial = 0, gone = 0;
+	struct swaps swaps;
+
+	if (variant->kind != GRANULE_CONTRACT)
+		SKIP(return, "4 KiB advice is legal there: see contract");
+	if (!have_swap(&swaps))
+		SKIP(return, SWAP_REMEDY);
+	if (!join_cgroup(root, cgroup, sizeof(cgroup)))
+		SKIP(return, CGROUP_REMEDY);
+	ASSERT_TRUE(mem_renew(mem));
+	for (i = 0; i < mem->nr; i++) {
+		granule_fail_order4(i & 1);
+		memset(nth(mem->area, i), 1, GRANULE_SIZE);
+	}
+	granule_fail_order4(false);
+	EXPECT_EQ(mem_whole(mem), mem->nr / 2);
+	/* What does not fit goes out, in single pages where it is in those. */
+	granule_cg_write(cgroup, "memory.reclaim", "512K swappiness=max");
+	ASSERT_EQ(madvise(mem->area, mem_len(mem), MADV_FREE), 0);
+	EXPECT_TRUE(granule_invariants_hold());
+	granule_cg_write(cgroup, "memory.reclaim", "4M swappiness=0");
+	for (i = 0; i < mem->nr; i++) {
+		filled = granule_filled(mem->pagemap, nth(mem->area, i));
+		partial += filled && filled != GRANULE_NR_PAGES;
+		gone += !filled;
+	}
+	EXPECT_EQ(partial, 0);
+	EXPECT_GT(gone, 0);
+	granule_cg_write(root, "cgroup.procs", "0");
+	rmdir(cgroup);
 }
 
 /* Assert that it does not matter in which order, or where, pages are swapped out. */
@@ -2384,6 +2527,7 @@ FIXTURE_SETUP(page_granule_stage)
 
 FIXTURE_TEARDOWN(page_granule_stage)
 {
+	EXPECT_TRUE(granule_invariants_hold());
 }
 
 static void go_through(struct __test_metadata *_metadata, struct mem *mem,

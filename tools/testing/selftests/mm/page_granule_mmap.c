@@ -60,6 +60,7 @@ FIXTURE_SETUP(page_granule_flags)
 
 FIXTURE_TEARDOWN(page_granule_flags)
 {
+	EXPECT_TRUE(granule_invariants_hold());
 	granule_set_enabled(true);
 	close_procmap(&self->procmap);
 }
@@ -443,6 +444,7 @@ FIXTURE_SETUP(page_granule_file)
 
 FIXTURE_TEARDOWN(page_granule_file)
 {
+	EXPECT_TRUE(granule_invariants_hold());
 	close(self->fd);
 }
 
@@ -620,6 +622,7 @@ FIXTURE_SETUP(page_granule_placement)
 
 FIXTURE_TEARDOWN(page_granule_placement)
 {
+	EXPECT_TRUE(granule_invariants_hold());
 }
 
 /* Assert that the kernel chooses 64 KiB-aligned addresses in every layout. */
@@ -1079,6 +1082,7 @@ FIXTURE_SETUP(page_granule_range)
 
 FIXTURE_TEARDOWN(page_granule_range)
 {
+	EXPECT_TRUE(granule_invariants_hold());
 }
 
 /* Ranges that cut a granule, in bytes from arena.base. */
@@ -1237,6 +1241,7 @@ FIXTURE_SETUP(page_granule_contract)
 
 FIXTURE_TEARDOWN(page_granule_contract)
 {
+	EXPECT_TRUE(granule_invariants_hold());
 	close_procmap(&self->procmap);
 }
 
@@ -1561,6 +1566,7 @@ FIXTURE_SETUP(page_granule_merge)
 
 FIXTURE_TEARDOWN(page_granule_merge)
 {
+	EXPECT_TRUE(granule_invariants_hold());
 	close_procmap(&self->procmap);
 }
 

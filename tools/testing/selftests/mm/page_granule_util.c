@@ -60,6 +60,18 @@ bool granule_repair(bool on)
 	return !granule_write("/sys/kernel/debug/page_granule/repair", on ? "Y" : "N");
 }
 
+/*
+ * Ask the kernel to check the granules of this process, at the end of a test. A
+ * kernel that has no checker, or a process that may not ask, has nothing to say.
+ */
+bool granule_invariants_hold(void)
+{
+	char pid[16];
+
+	snprintf(pid, sizeof(pid), "%d", getpid());
+	return granule_write("/sys/kernel/debug/page_granule/check", pid) != -EUCLEAN;
+}
+
 static void restore_enabled(void)
 {
 	granule_set_enabled(saved_enabled);
@@ -135,7 +147,7 @@ void *granule_mmap(enum granule_kind kind, void *addr, size_t len, int prot,
 	int saved_errno;
 	void *ptr;
 
-	flags |= ANON_FLAGS;
+	flags |= flags & MAP_SHARED ? MAP_ANONYMOUS : ANON_FLAGS;
 	if (kind == GRANULE_CONTRACT)
 		flags |= MAP_GRANULE_64KB;
 	else if (kind == GRANULE_UNTAGGED)

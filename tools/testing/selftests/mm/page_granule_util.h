@@ -138,6 +138,7 @@ unsigned long granule_mapped_kb(const char *addr, size_t len);
 long minor_faults(void);
 
 bool granule_repair(bool on);
+bool granule_invariants_hold(void);
 bool granule_fail_prepare(struct granule_fail *fail);
 void granule_fail_order4(bool fail);
 void granule_fail_restore(struct granule_fail *fail);

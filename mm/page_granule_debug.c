@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Page granule: check that what is promised about granules holds in a process.
+ *
+ * Write a PID to /sys/kernel/debug/page_granule/check. The write fails with
+ * EUCLEAN if anything is wrong; the kernel log then says what and where. See
+ * Documentation/mm/page_granule.rst for what is promised.
+ */
+
+#include <linux/debugfs.h>
+#include <linux/export.h>
+#include <linux/init.h>
+#include <linux/mm.h>
+#include <linux/page_granule.h>
+#include <linux/pgtable.h>
+#include <linux/pid.h>
+#include <linux/sched/mm.h>
+#include <linux/sched/task.h>
+
+#include <kunit/visibility.h>
+
+#include "internal.h"
+
+/* So much of what is wrong is printed; the rest is likely more of the same. */
+#define CHECK_REPORTS	8
+
+/* Does the granule, which one folio may hold, map all of it in order? */
+static bool check_one_folio(struct vm_area_struct *vma, unsigned long addr,
+			    pte_t *ptep)
+{
+	const unsigned long pfn = pte_pfn(ptep_get(ptep));
+	struct folio *folio;
+	int i;
+
+	if (!IS_ALIGNED(pfn, PAGE_GRANULE_NR))
+		return false;
+	for (i = 1; i < PAGE_GRANULE_NR; i++) {
+		if (pte_pfn(ptep_get(ptep + i)) != pfn + i)
+			return false;
+	}
+	if (is_zero_pfn(pfn))
+		return true;
+	folio = vm_normal_folio(vma, addr, ptep_get(ptep));
+	return folio && folio_order(folio) >= PAGE_GRANULE_ORDER;
+}
+
+/* Are the pages of a run all exclusive to the process, or all shared? */
+static bool check_exclusive(struct vm_area_struct *vma, unsigned long addr,
+			    pte_t *ptep)
+{
+	struct page *page = vm_normal_page(vma, addr, ptep_get(ptep));
+	int i;
+
+	if (!page || !PageAnon(page))
+		return true;
+	for (i = 1; i < PAGE_GRANULE_NR; i++) {
+		if (PageAnonExclusive(page + i) != PageAnonExclusive(page))
+			return false;
+	}
+	return true;
+}
+
+/**
+ * page_granule_check_ptes - Does the page table populate a granule as it should?
+ * @vma: The contract VMA.
+ * @addr: Start of a granule of @vma.
+ * @ptep: The PTE that maps @addr.
+ *
+ * A granule of a default-tagged VMA may be in any state that 4 KiB calls have
+ * left it in, so there is nothing to check.
+ *
+ * Context: The page table lock of @ptep is held.
+ * Return: what is wrong, or NULL.
+ */
+const char *page_granule_check_ptes(struct vm_area_struct *vma,
+				    unsigned long addr, pte_t *ptep)
+{
+	unsigned int populated = 0, present = 0;
+	pte_t pte;
+	int i;
+
+	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		pte = ptep_get(ptep + i);
+		populated += !pte_none(pte);
+		present += pte_present(pte);
+	}
+
+	/* The page cache can be truncated or reclaimed in single pages. */
+	if (vma_is_anonymous(vma) && populated % PAGE_GRANULE_NR)
+		return "populated in part";
+	if (present < PAGE_GRANULE_NR || !check_one_folio(vma, addr, ptep))
+		return NULL;
+
+	pte = ptep_get(ptep);
+	if (!page_granule_ptes_run(ptep))
+		return "one folio, but the PTEs differ";
+	if (!check_exclusive(vma, addr, ptep))
+		return "exclusive in part";
+	/* What traps is not marked, nor what UFFDIO_ZEROPAGE maps page by page. */
+	if (!pte_protnone(pte) && !is_zero_pfn(pte_pfn(pte)) &&
+	    page_granule_folds(ptep, pte))
+		return "a run, but not marked contiguous";
+	return NULL;
+}
+EXPORT_SYMBOL_IF_KUNIT(page_granule_check_ptes);
+
+static const char *check_granule(struct vm_area_struct *vma, unsigned long addr)
+{
+	const char *wrong = NULL;
+	spinlock_t *ptl;
+	pmd_t *pmd;
+	pte_t *pte;
+
+	pmd = mm_find_pmd(vma->vm_mm, addr);
+	if (!pmd)
+		return NULL;
+	/* A huge page is a run of granules. */
+	pte = pte_offset_map_lock(vma->vm_mm, pmd, addr, &ptl);
+	if (!pte)
+		return NULL;
+	wrong = page_granule_check_ptes(vma, addr, pte);
+	pte_unmap_unlock(pte, ptl);
+	return wrong;
+}
+
+static const char *check_vma(struct vm_area_struct *vma)
+{
+	if (!vma_granule_tagged(vma))
+		return vma_granule_contract(vma) ?
+		       "a contract VMA that is not tagged" : NULL;
+
+	if (!vma_is_anonymous(vma) && !vma_is_shmem(vma))
+		return "a tagged VMA that is neither anonymous nor shmem";
+	if (!vma_granule_contract(vma))
+		return NULL;
+
+	if (!mm_flags_test(MMF_GRANULE_CONTRACT, vma->vm_mm))
+		return "a contract VMA that the address space does not know of";
+	if (!IS_ALIGNED(vma->vm_start | vma->vm_end, PAGE_GRANULE_SIZE))
+		return "a contract VMA with a bound inside a granule";
+	return NULL;
+}
+
+static void report(u64 pid, unsigned long addr, const char *wrong,
+		   unsigned int *reports)
+{
+	if (++*reports <= CHECK_REPORTS)
+		pr_err("page_granule: process %llu, %#lx: %s\n", pid, addr, wrong);
+}
+
+/* The VMAs are locked, lest a call that is half done be taken for wrong. */
+static int check_mm(struct mm_struct *mm, u64 pid)
+{
+	struct vm_area_struct *vma;
+	unsigned int reports = 0;
+	unsigned long addr;
+	const char *wrong;
+
+	VMA_ITERATOR(vmi, mm, 0);
+
+	if (mmap_write_lock_killable(mm))
+		return -EINTR;
+	for_each_vma(vmi, vma) {
+		vma_start_write(vma);
+		wrong = check_vma(vma);
+		if (wrong)
+			report(pid, vma->vm_start, wrong, &reports);
+		if (!vma_granule_contract(vma))
+			continue;
+		for (addr = vma->vm_start; addr < vma->vm_end;
+		     addr += PAGE_GRANULE_SIZE) {
+			wrong = check_granule(vma, addr);
+			if (wrong)
+				report(pid, addr, wrong, &reports);
+			cond_resched();
+		}
+	}
+	mmap_write_unlock(mm);
+	return reports ? -EUCLEAN : 0;
+}
+
+static int check_pid(void *data, u64 pid)
+{
+	struct task_struct *task;
+	struct mm_struct *mm;
+	int ret;
+
+	if (pid > PID_MAX_LIMIT)
+		return -ESRCH;
+	task = find_get_task_by_vpid(pid);
+	if (!task)
+		return -ESRCH;
+	mm = get_task_mm(task);
+	put_task_struct(task);
+	/* A kernel thread, or one that has exited. */
+	if (!mm)
+		return -ESRCH;
+	ret = check_mm(mm, pid);
+	mmput(mm);
+	return ret;
+}
+DEFINE_DEBUGFS_ATTRIBUTE(check_fops, NULL, check_pid, "%llu\n");
+
+static int __init page_granule_debug_init(void)
+{
+	struct dentry *dir = debugfs_lookup("page_granule", NULL);
+
+	debugfs_create_file("check", 0200, dir, NULL, &check_fops);
+	dput(dir);
+	return 0;
+}
+
+/* After what makes the directory. */
+late_initcall_sync(page_granule_debug_init);
