@@ -202,17 +202,18 @@ static void repair_map(struct vm_area_struct *vma, unsigned long addr,
 static struct folio *repair_alloc(struct vm_area_struct *vma, unsigned long addr,
 				  int nid)
 {
+	/* Not worth that kswapd swaps out for it, once a second. */
+	const gfp_t gfp = GFP_PAGE_GRANULE & ~__GFP_KSWAPD_RECLAIM;
 	struct folio *folio;
 
 	if (vma_policy(vma))
-		folio = vma_alloc_folio(GFP_PAGE_GRANULE, PAGE_GRANULE_ORDER,
-					vma, addr);
+		folio = vma_alloc_folio(gfp, PAGE_GRANULE_ORDER, vma, addr);
 	else
-		folio = __folio_alloc_node(GFP_PAGE_GRANULE | __GFP_THISNODE,
+		folio = __folio_alloc_node(gfp | __GFP_THISNODE,
 					   PAGE_GRANULE_ORDER, nid);
 	if (!folio)
 		return ERR_PTR(vma_policy(vma) ? -EAGAIN : -ENOMEM);
-	if (mem_cgroup_charge(folio, vma->vm_mm, GFP_PAGE_GRANULE) ||
+	if (mem_cgroup_charge(folio, vma->vm_mm, gfp) ||
 	    folio_memcg_alloc_deferred(folio)) {
 		folio_put(folio);
 		return ERR_PTR(-EAGAIN);

@@ -11,6 +11,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <getopt.h>
+#include <limits.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -31,6 +32,11 @@
 #define MAX_REPEAT	99
 #define GRANULE_ORDER	4
 #define MAX_PAGEOUT	10
+#define FREE_PART	5	/* when fragmented, one in that many pages is free */
+#define FREE_SLACK	400	/* give or take one in that many of all */
+#define MAX_ROUNDS	4
+#define MAX_IN_VAIN	64
+#define REPAIR_SECONDS	10U
 
 /* The stages, in the order in which one area goes through them. */
 enum stage_id {
@@ -98,6 +104,7 @@ struct job {
 	const struct stage *stage;
 	bool all;
 	bool life;
+	bool fragment;
 };
 
 /* Memory that goes through stages, in address space of its own. */
@@ -708,11 +715,501 @@ static bool bench_life(struct bench *bench)
  * Nothing else runs while this program can, the children it forks included: what
  * they do is not to be measured. Without it the numbers vary more, no worse.
  */
-static void run_alone(void)
+static void run_alone(bool alone)
 {
-	const struct sched_param param = { .sched_priority = 1 };
+	const struct sched_param param = { .sched_priority = alone };
 
-	sched_setscheduler(0, SCHED_FIFO | SCHED_RESET_ON_FORK, &param);
+	sched_setscheduler(0, alone ? SCHED_FIFO | SCHED_RESET_ON_FORK : SCHED_OTHER,
+			   &param);
+}
+
+/*
+ * Fragment free memory: single pages fill all of it, and a part of them is given
+ * back, chosen by PFN, such that no block of 64 KiB loses all it has. Folios of
+ * 64 KiB take the blocks that are left. All of that is locked, so that reclaim
+ * cannot make room where compaction does not.
+ */
+enum filler_kind {
+	FILLER_MOVABLE,
+	FILLER_PINNED,
+	NR_FILLERS,
+};
+
+static const struct {
+	const char *name;
+	const char *what;
+	const char *compact;	/* vm.compact_unevictable_allowed */
+} fillers[NR_FILLERS] = {
+	[FILLER_MOVABLE] = { "movable", "compaction can move", "1" },
+	[FILLER_PINNED] = { "pinned", "nothing can move", "0" },
+};
+
+struct filler {
+	char *single;		/* in single pages, with gaps */
+	size_t single_len;
+	unsigned char *kept;	/* of each block of 64 KiB: pages that are ours */
+	__u64 nr_blocks;
+	__u64 dropped;	/* all pages whose hash is less have been given back */
+	char *blocks;		/* in folios of 64 KiB */
+	size_t blocks_len;
+	size_t blocks_used;
+};
+
+/* By default, mTHP does nothing to get a block; it can be told to. */
+struct fragment_config {
+	const char *name;
+	enum config_id config;
+	enum thp_defrag defrag;
+};
+
+static const struct fragment_config fragment_configs[] = {
+	{ "mTHP 64K", CONFIG_MTHP, THP_DEFRAG_MADVISE },
+	{ "mTHP 64K, defrag", CONFIG_MTHP, THP_DEFRAG_ALWAYS },
+	{ "granule", CONFIG_GRANULE, THP_DEFRAG_MADVISE },
+};
+
+struct fragment_result {
+	unsigned long free_kb;
+	unsigned long blocks;
+	unsigned long ns;
+	unsigned long whole;
+	unsigned long whole_later;	/* the same memory, REPAIR_SECONDS later */
+	unsigned long whole_drained;	/* as long after the filler has gone */
+};
+
+/*
+ * What keeps free memory from being filled and from staying fragmented: reserves
+ * of lower zones, pages that CPUs keep for themselves and that are not counted as
+ * free, and compaction that nobody has asked for. Has room for what was there.
+ */
+#define SYSCTL_DIR	"/proc/sys/vm/"
+#define SYSCTL_COMPACT	"compact_unevictable_allowed"
+
+static struct {
+	const char *name;
+	const char *value;
+	char saved[128];
+} sysctls[] = {
+	{ "lowmem_reserve_ratio", "0 0 0 0", "" },
+	{ "percpu_pagelist_high_fraction", "1000000", "" },
+	{ "watermark_boost_factor", "0", "" },
+	{ "compaction_proactiveness", "0", "" },
+	{ SYSCTL_COMPACT, "1", "" },
+};
+
+static int write_sysctl(const char *name, const char *value)
+{
+	char path[128];
+
+	snprintf(path, sizeof(path), SYSCTL_DIR "%s", name);
+	return granule_write(path, value);
+}
+
+static void restore_sysctls(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(sysctls); i++)
+		write_sysctl(sysctls[i].name, sysctls[i].saved);
+}
+
+static bool save_sysctls(void)
+{
+	char path[128];
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(sysctls); i++) {
+		snprintf(path, sizeof(path), SYSCTL_DIR "%s", sysctls[i].name);
+		if (!read_file(path, sysctls[i].saved, sizeof(sysctls[i].saved)))
+			return false;
+	}
+	atexit(restore_sysctls);
+	for (i = 0; i < ARRAY_SIZE(sysctls); i++) {
+		if (write_sysctl(sysctls[i].name, sysctls[i].value))
+			return false;
+	}
+	return true;
+}
+
+static void set_defrag(enum thp_defrag defrag)
+{
+	struct thp_settings settings;
+
+	thp_read_settings(&settings);
+	settings.thp_defrag = defrag;
+	thp_write_settings(&settings);
+}
+
+static unsigned long free_pages(void)
+{
+	return granule_meminfo_kb("MemFree") * 1024 / BASE_SIZE;
+}
+
+static unsigned long fragmented_pages(void)
+{
+	return granule_meminfo_kb("MemTotal") * 1024 / BASE_SIZE / FREE_PART;
+}
+
+/* How many blocks of 64 KiB are free, in all zones? */
+static unsigned long count_free_blocks(void)
+{
+	unsigned long nr, blocks = 0;
+	unsigned int order;
+	char line[512], *p;
+	FILE *fp;
+
+	fp = fopen("/proc/buddyinfo", "r");
+	if (!fp)
+		return ULONG_MAX;
+	while (fgets(line, sizeof(line), fp)) {
+		p = strstr(line, "zone");
+		if (!p)
+			continue;
+		p += strlen("zone");
+		p += strspn(p, " ");
+		p += strcspn(p, " ");
+		for (order = 0; *(p += strspn(p, "\n ")); order++) {
+			nr = strtoul(p, &p, 10);
+			if (order >= GRANULE_ORDER)
+				blocks += nr << (order - GRANULE_ORDER);
+		}
+	}
+	fclose(fp);
+	return blocks;
+}
+
+/* With less than this free, in pages, reclaim would start. */
+static unsigned long high_watermark(void)
+{
+	unsigned long nr, sum = 0;
+	char line[128];
+	FILE *fp;
+
+	fp = fopen("/proc/zoneinfo", "r");
+	if (!fp)
+		return 0;
+	while (fgets(line, sizeof(line), fp)) {
+		if (sscanf(line, " high %lu", &nr) == 1)
+			sum += nr;
+	}
+	fclose(fp);
+	return sum;
+}
+
+static char *map_locked(size_t len)
+{
+	char *ptr = granule_mmap(GRANULE_UNTAGGED, NULL, len, PROT_RW, MAP_NORESERVE);
+
+	if (ptr == MAP_FAILED || mlock2(ptr, len, MLOCK_ONFAULT))
+		return NULL;
+	return ptr;
+}
+
+typedef bool (*single_fn)(struct filler *filler, char *page, __u64 pfn);
+
+/* Call @fn with each single page that is there, and its PFN. */
+static bool walk_single(const struct bench *bench, struct filler *filler, single_fn fn)
+{
+	const size_t nr = filler->single_len / BASE_SIZE;
+	const __u64 first = (uintptr_t)filler->single / BASE_SIZE;
+	__u64 ent[512];
+	size_t i, j, n;
+
+	for (i = 0; i < nr; i += n) {
+		n = nr - i < ARRAY_SIZE(ent) ? nr - i : ARRAY_SIZE(ent);
+		if (pread(bench->pagemap, ent, n * sizeof(*ent), (first + i) * sizeof(*ent)) !=
+		    (ssize_t)(n * sizeof(*ent)))
+			return false;
+		for (j = 0; j < n; j++) {
+			if (PAGEMAP_PRESENT(ent[j]) &&
+			    !fn(filler, filler->single + (i + j) * BASE_SIZE,
+				PAGEMAP_PFN(ent[j])))
+				return false;
+		}
+	}
+	return true;
+}
+
+static bool find_last_block(struct filler *filler, char *page, __u64 pfn)
+{
+	const __u64 block = pfn / GRANULE_NR_PAGES;
+
+	if (block >= filler->nr_blocks)
+		filler->nr_blocks = block + 1;
+	return true;
+}
+
+static bool count_kept(struct filler *filler, char *page, __u64 pfn)
+{
+	filler->kept[pfn / GRANULE_NR_PAGES]++;
+	return true;
+}
+
+/*
+ * Take them at random rather than evenly: a few blocks of 8 and 16 KiB are free
+ * then, as in real life, for the kernel's own small needs.
+ */
+static __u64 hash(__u64 pfn)
+{
+	__u32 hash = pfn;
+
+	hash = (hash ^ hash >> 16) * 0x85ebca6bU;
+	hash = (hash ^ hash >> 13) * 0xc2b2ae35U;
+	return hash ^ hash >> 16;
+}
+
+/* Give a page back if it is its turn, but not the last one of a block. */
+static bool drop_page(struct filler *filler, char *page, __u64 pfn)
+{
+	unsigned char *kept = &filler->kept[pfn / GRANULE_NR_PAGES];
+
+	if (hash(pfn) >= filler->dropped || *kept == 1)
+		return true;
+	if (madvise(page, BASE_SIZE, MADV_DONTNEED_LOCKED))
+		return false;
+	--*kept;
+	return true;
+}
+
+static bool drop_pages(const struct bench *bench, struct filler *filler, unsigned long nr)
+{
+	filler->dropped += ((__u64)nr << 32) / (filler->single_len / BASE_SIZE);
+	return walk_single(bench, filler, drop_page);
+}
+
+/* Not below the watermark: nobody else is to reclaim or compact anything. */
+static bool fill_with_pages(const struct bench *bench, struct filler *filler)
+{
+	const unsigned long reserve = high_watermark();
+	unsigned long nr = free_pages(), step;
+
+	filler->single = map_locked(nr * BASE_SIZE);
+	if (!filler->single || madvise(filler->single, nr * BASE_SIZE, MADV_NOHUGEPAGE))
+		return false;
+	while (nr && (step = free_pages()) > reserve) {
+		/* Half of it: the counters, and the CPUs' lists, lag behind. */
+		step = (step - reserve + 1) / 2;
+		if (step > nr)
+			step = nr;
+		touch(filler->single + filler->single_len, step * BASE_SIZE);
+		filler->single_len += step * BASE_SIZE;
+		nr -= step;
+	}
+	if (!walk_single(bench, filler, find_last_block))
+		return false;
+	filler->kept = calloc(filler->nr_blocks, sizeof(*filler->kept));
+	return filler->kept && walk_single(bench, filler, count_kept);
+}
+
+/*
+ * Take the blocks that are free, and have none made. One more of them is taken
+ * where there is one, so stop when they no longer become less.
+ */
+static void fill_blocks(struct filler *filler)
+{
+	unsigned long blocks = count_free_blocks(), left;
+	unsigned int in_vain = 0;
+
+	granule_thp_order(GRANULE_ORDER);
+	set_defrag(THP_DEFRAG_NEVER);
+	while (blocks && in_vain < MAX_IN_VAIN && filler->blocks_used < filler->blocks_len) {
+		touch(filler->blocks + filler->blocks_used, 1);
+		filler->blocks_used += GRANULE_SIZE;
+		left = count_free_blocks();
+		in_vain = left < blocks ? 0 : in_vain + 1;
+		blocks = left;
+	}
+	granule_thp_never();
+}
+
+static bool fill(const struct bench *bench, struct filler *filler,
+		 enum filler_kind kind)
+{
+	granule_thp_never();
+	if (write_sysctl(SYSCTL_COMPACT, fillers[kind].compact) ||
+	    !fill_with_pages(bench, filler))
+		return false;
+	filler->blocks_len = fragmented_pages() * BASE_SIZE / GRANULE_SIZE * GRANULE_SIZE;
+	filler->blocks = map_locked(filler->blocks_len);
+	return filler->blocks;
+}
+
+static void drain(struct filler *filler)
+{
+	if (filler->single)
+		munmap(filler->single, filler->single_len);
+	if (filler->blocks)
+		munmap(filler->blocks, filler->blocks_len);
+	free(filler->kept);
+	memset(filler, 0, sizeof(*filler));
+}
+
+/* Is memory as it is to be? What it is, goes to @res. */
+static bool is_fragmented(struct fragment_result *res)
+{
+	const unsigned long total = granule_meminfo_kb("MemTotal");
+	long off;
+
+	res->blocks = count_free_blocks();
+	res->free_kb = granule_meminfo_kb("MemFree");
+	off = (long)res->free_kb - (long)(total / FREE_PART);
+	return !res->blocks && labs(off) <= (long)(total / FREE_SLACK);
+}
+
+/*
+ * Give back what is to be free, take the blocks, and then set up what is measured,
+ * so that nothing comes in between. What others do meanwhile takes another round.
+ */
+static bool fragment_memory(const struct bench *bench, struct filler *filler,
+			    const struct fragment_config *fragment,
+			    struct fragment_result *res)
+{
+	unsigned long nr, want;
+	unsigned int tries;
+
+	for (tries = 0; tries < MAX_ROUNDS; tries++) {
+		nr = free_pages();
+		want = fragmented_pages() + count_free_blocks() * GRANULE_NR_PAGES;
+		if (nr < want && !drop_pages(bench, filler, want - nr))
+			return failed(&configs[fragment->config], "fragment");
+		fill_blocks(filler);
+		select_config(&configs[fragment->config]);
+		set_defrag(fragment->defrag);
+		if (is_fragmented(res))
+			return true;
+	}
+	fprintf(stderr, "page_granule_bench: %lu MiB and %lu blocks of 64 KiB are free, instead\n"
+		"of %lu MiB and none: run nothing else, with 1 GiB or more, on one node\n",
+		res->free_kb / 1024, res->blocks, fragmented_pages() * BASE_SIZE / MIB);
+	return false;
+}
+
+static unsigned long whole_after_repair(const struct bench *bench, const struct mem *mem)
+{
+	sleep(REPAIR_SECONDS);
+	return granule_count(bench->pagemap, mem->area, mem->len, GRANULE_WHOLE);
+}
+
+static bool run_fragmented(const struct bench *bench,
+			   const struct fragment_config *fragment,
+			   enum filler_kind kind, struct fragment_result *res)
+{
+	const struct config *config = &configs[fragment->config];
+	struct filler filler = { };
+	struct result first;
+	struct mem mem = { };
+	bool ok;
+
+	if (!fill(bench, &filler, kind) ||
+	    !mem_create(&mem, config, bench->mib * MIB)) {
+		ok = failed(config, "fragment");
+		goto out;
+	}
+	ok = fragment_memory(bench, &filler, fragment, res);
+	if (!ok)
+		goto out;
+	ok = run_stage(bench, &stages[FIRST_TOUCH], &mem, &first);
+	res->ns = first.ns;
+	res->whole = first.whole;
+	res->whole_later = whole_after_repair(bench, &mem);
+	drain(&filler);
+	res->whole_drained = whole_after_repair(bench, &mem);
+out:
+	drain(&filler);
+	mem_destroy(&mem);
+	return ok;
+}
+
+static void print_share(unsigned long whole, unsigned long granules)
+{
+	printf(" %6lu %5.1f%%", whole, 100.0 * whole / granules);
+}
+
+static void print_fragmented(const struct bench *bench, enum filler_kind kind,
+			     const struct fragment_config *fragment,
+			     const struct fragment_result *res)
+{
+	const unsigned long granules = bench->mib * MIB / GRANULE_SIZE;
+	const unsigned long total = granule_meminfo_kb("MemTotal");
+
+	if (bench->json) {
+		printf("{\"set\": \"fragment\", \"filler\": \"%s\", \"config\": \"%s\", ",
+		       fillers[kind].name, fragment->name);
+		printf("\"mib\": %lu, \"ns\": %lu, \"free_kb\": %lu, \"total_kb\": %lu, ",
+		       bench->mib, res->ns, res->free_kb, total);
+		printf("\"free_blocks\": %lu, \"whole\": %lu, \"whole_later\": %lu, ",
+		       res->blocks, res->whole, res->whole_later);
+		printf("\"whole_drained\": %lu, \"granules\": %lu}\n", res->whole_drained,
+		       granules);
+		return;
+	}
+	printf("%-18s %8.1f %12lu %14lu", fragment->name, 100.0 * res->free_kb / total,
+	       res->blocks, res->ns / granules);
+	print_share(res->whole, granules);
+	print_share(res->whole_later, granules);
+	print_share(res->whole_drained, granules);
+	printf("\n");
+}
+
+static void print_fragment_head(const struct bench *bench, enum filler_kind kind)
+{
+	char whole[32], later[32];
+
+	if (bench->json)
+		return;
+	snprintf(whole, sizeof(whole), "whole runs of %lu", bench->mib * MIB / GRANULE_SIZE);
+	snprintf(later, sizeof(later), "after %u s", REPAIR_SECONDS);
+	printf("\nFirst touch of fragmented memory, full of single pages that %s\n",
+	       fillers[kind].what);
+	printf("%-18s %8s %12s %14s %41s\n", "", "free", "free blocks", "instructions",
+	       whole);
+	printf("%-18s %8s %12s %14s %13s %13s %13s\n", "config", "[%]", "of 64 KiB",
+	       "[per 64 KiB]", "at once", later, "drained");
+}
+
+static bool bench_fragment(struct bench *bench, enum filler_kind kind)
+{
+	struct fragment_result res;
+	unsigned int i;
+
+	print_fragment_head(bench, kind);
+	for (i = 0; i < ARRAY_SIZE(fragment_configs); i++) {
+		const struct fragment_config *fragment = &fragment_configs[i];
+
+		if (configs[fragment->config].kind != GRANULE_UNTAGGED &&
+		    !granule_supported())
+			continue;
+		if (!run_fragmented(bench, fragment, kind, &res))
+			return false;
+		print_fragmented(bench, kind, fragment, &res);
+	}
+	return true;
+}
+
+static bool bench_fragments(struct bench *bench)
+{
+	unsigned int kind;
+	bool ok = true;
+
+	if (bench->mib * MIB / BASE_SIZE > fragmented_pages() / 2) {
+		error("not enough free memory once it is fragmented: give a smaller --mib");
+		return false;
+	}
+	if (!save_sysctls()) {
+		error("no sysctls to fragment memory by: set CONFIG_COMPACTION=y");
+		return false;
+	}
+	/* Those that repair and compact are to have their turn. */
+	run_alone(false);
+	granule_repair(true);
+	for (kind = 0; ok && kind < NR_FILLERS; kind++)
+		ok = bench_fragment(bench, kind);
+	granule_repair(false);
+	run_alone(true);
+	if (!bench->json)
+		printf("One run each. Drained: %u s after what fills memory was freed.\n",
+		       REPAIR_SECONDS);
+	return ok;
 }
 
 static int run_bench(struct bench *bench, const struct job *job)
@@ -723,12 +1220,14 @@ static int run_bench(struct bench *bench, const struct job *job)
 		       "qemu -icount shift=0,sleep=off, and wall time elsewhere.\n",
 		       bench->mib, bench->repeat);
 
-	run_alone();
+	run_alone(true);
 	if (job->stage && !bench_stages(bench, job->stage))
 		return KSFT_FAIL;
 	if (job->all && !bench_stages(bench, NULL))
 		return KSFT_FAIL;
 	if (job->life && !bench_life(bench))
+		return KSFT_FAIL;
+	if (job->fragment && !bench_fragments(bench))
 		return KSFT_FAIL;
 	if (!granule_supported()) {
 		fflush(stdout);
@@ -766,7 +1265,7 @@ static void print_usage(FILE *fp)
 
 	fprintf(fp,
 		"usage: page_granule_bench [--mib N] [--repeat N] [--stage NAME] [--all]\n"
-		"                          [--life] [--json]\n"
+		"                          [--life] [--fragment] [--json]\n"
 		"\n"
 		"Measure anonymous memory of 4 KiB pages, of 64 KiB mTHP and of 64 KiB granules.\n"
 		"Run as root, for instructions under qemu -icount shift=0,sleep=off.\n"
@@ -776,6 +1275,7 @@ static void print_usage(FILE *fp)
 		"  --stage NAME  run this stage (first-touch)\n"
 		"  --all         run each stage, on fresh memory\n"
 		"  --life        run all stages in order, on the same memory\n"
+		"  --fragment    fragment free memory, and see how many runs it makes\n"
 		"  --json        one JSON object a line instead of tables\n"
 		"  --help        this text\n"
 		"\n"
@@ -792,6 +1292,7 @@ int main(int argc, char **argv)
 		{ "stage", required_argument, NULL, 's' },
 		{ "all", no_argument, NULL, 'a' },
 		{ "life", no_argument, NULL, 'l' },
+		{ "fragment", no_argument, NULL, 'f' },
 		{ "json", no_argument, NULL, 'j' },
 		{ "help", no_argument, NULL, 'h' },
 		{ }
@@ -823,6 +1324,9 @@ int main(int argc, char **argv)
 		case 'l':
 			job.life = true;
 			break;
+		case 'f':
+			job.fragment = true;
+			break;
 		case 'j':
 			bench.json = true;
 			break;
@@ -838,7 +1342,7 @@ int main(int argc, char **argv)
 		print_usage(stderr);
 		return KSFT_FAIL;
 	}
-	if (!job.stage && !job.all && !job.life)
+	if (!job.stage && !job.all && !job.life && !job.fragment)
 		job.stage = &stages[FIRST_TOUCH];
 
 	if (geteuid())
