@@ -17,7 +17,7 @@ ARCHES := $(or $(ARCH),x86_64 arm64)
 ONE := $(or $(ARCH),$(HOST))
 
 .PHONY: demo help check deps tree export apply sync lint kernel boot kunit \
-	kselftest mm-compare vma-test bisect clean work
+	kselftest mm-compare stress vma-test bisect clean work
 
 demo: work ## boot a patched kernel and show 64 KiB runs, measured
 	@scripts/demo $(ONE)
@@ -65,6 +65,9 @@ kselftest: work ## run the kselftests of category page_granule in the guest
 
 mm-compare: work ## the base's mm selftests, unpatched against patched (an hour)
 	@for a in $(ARCHES); do scripts/kernel $$a; scripts/mm-compare $$a; done
+
+stress: work ## all at once for 10 minutes, with KASAN and lockdep (builds for 20)
+	@for a in $(ARCHES); do scripts/stress $$a; done
 
 vma-test: work ## run tools/testing/vma on the host
 	@scripts/vma-test

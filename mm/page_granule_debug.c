@@ -110,6 +110,7 @@ static const char *check_granule(struct vm_area_struct *vma, unsigned long addr)
 	spinlock_t *ptl;
 	pmd_t *pmd;
 	pte_t *pte;
+	int i;
 
 	pmd = mm_find_pmd(vma->vm_mm, addr);
 	if (!pmd)
@@ -119,6 +120,9 @@ static const char *check_granule(struct vm_area_struct *vma, unsigned long addr)
 	if (!pte)
 		return NULL;
 	wrong = page_granule_check_ptes(vma, addr, pte);
+	for (i = 0; wrong && i < PAGE_GRANULE_NR; i++)
+		pr_info("page_granule: %#lx: %#llx\n", addr + i * PAGE_SIZE,
+			(u64)pte_val(ptep_get(pte + i)));
 	pte_unmap_unlock(pte, ptl);
 	return wrong;
 }
@@ -165,7 +169,7 @@ static int check_mm(struct mm_struct *mm, u64 pid)
 		wrong = check_vma(vma);
 		if (wrong)
 			report(pid, vma->vm_start, wrong, &reports);
-		if (!vma_granule_contract(vma))
+		if (wrong || !vma_granule_contract(vma))
 			continue;
 		for (addr = vma->vm_start; addr < vma->vm_end;
 		     addr += PAGE_GRANULE_SIZE) {
