@@ -423,13 +423,15 @@ static void __noreturn page_wrong(const struct area *area, unsigned long page, c
 	const struct page_model *model = area->model + page;
 	const uint64_t found = load((const uint64_t *)addr + word);
 	unsigned int again = model_compare(model, addr);
-	char text[64];
+	char text[64], where[128];
 
 	print_pagemap(addr);
-	fail("%s: page %lu, of granule %lu of the area at %p, at %p, offset %#lx: %#lx expected, %#lx found, %#lx again; now wrong from %#lx on; it holds %s",
-	     area_name(area), page, page / GRANULE_NR_PAGES, area->base, addr,
-	     word * sizeof(found), (unsigned long)model_word(model, word),
-	     (unsigned long)found, (unsigned long)load((const uint64_t *)addr + word),
+	snprintf(where, sizeof(where), "page %lu, of granule %lu of the area at %p, at %p",
+		 page, page / GRANULE_NR_PAGES, area->base, addr);
+	fail("%s: %s, offset %#lx: %#lx expected, %#lx found, %#lx again, wrong from %#lx; %s",
+	     area_name(area), where, word * sizeof(found),
+	     (unsigned long)model_word(model, word), (unsigned long)found,
+	     (unsigned long)load((const uint64_t *)addr + word),
 	     again * sizeof(found), looks_like(area, addr, text, sizeof(text)));
 }
 
