@@ -44,6 +44,25 @@ static bool check_one_folio(struct vm_area_struct *vma, unsigned long addr,
 	return folio && folio_order(folio) >= PAGE_GRANULE_ORDER;
 }
 
+/*
+ * Are the PTEs equal but for the accessed and dirty bits? page_granule_ptes_run()
+ * takes what is marked contiguous for that; this looks at each of them.
+ */
+static bool check_alike(pte_t *ptep)
+{
+	const fpb_t flags = FPB_RESPECT_WRITE | FPB_RESPECT_SOFT_DIRTY;
+	pte_t expected = __pte_batch_clear_ignored(ptep_get(ptep), flags);
+	int i;
+
+	for (i = 1; i < PAGE_GRANULE_NR; i++) {
+		expected = pte_advance_pfn(expected, 1);
+		if (!pte_same(__pte_batch_clear_ignored(ptep_get(ptep + i), flags),
+			      expected))
+			return false;
+	}
+	return true;
+}
+
 /* Are the pages of a run all exclusive to the process, or all shared? */
 static bool check_exclusive(struct vm_area_struct *vma, unsigned long addr,
 			    pte_t *ptep)
@@ -92,7 +111,7 @@ const char *page_granule_check_ptes(struct vm_area_struct *vma,
 		return NULL;
 
 	pte = ptep_get(ptep);
-	if (!page_granule_ptes_run(ptep))
+	if (!check_alike(ptep))
 		return "one folio, but the PTEs differ";
 	if (!check_exclusive(vma, addr, ptep))
 		return "exclusive in part";
