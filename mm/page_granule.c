@@ -153,9 +153,7 @@ static void page_granule_count_fallback(struct vm_area_struct *vma,
 					unsigned long addr)
 {
 	count_vm_event(GRANULE_FALLBACK);
-	/* Shared memory is populated page by page, and not repaired. */
-	if (vma_is_anonymous(vma))
-		page_granule_repair_later(vma->vm_mm, addr);
+	page_granule_repair_later(vma->vm_mm, addr);
 }
 
 /**
@@ -188,6 +186,15 @@ void page_granule_count_cow(struct vm_area_struct *vma, unsigned long addr,
 		page_granule_count_fallback(vma, addr);
 
 	trace_page_granule_cow(vma->vm_mm, addr & PAGE_GRANULE_MASK, fill);
+}
+
+/**
+ * page_granule_count_swapin - Account for granules that were swapped in whole.
+ * @nr_pages: How many pages of one folio that is.
+ */
+void page_granule_count_swapin(unsigned int nr_pages)
+{
+	count_vm_events(GRANULE_SWPIN, nr_pages / PAGE_GRANULE_NR);
 }
 
 /*
@@ -357,6 +364,50 @@ int page_granule_split_folio(struct folio *folio, struct list_head *list)
 	if (folio_test_swapcache(folio))
 		return split_folio_to_list(folio, list);
 
+	return split_huge_page_to_list_to_order(&folio->page, list,
+						PAGE_GRANULE_ORDER);
+}
+
+static bool page_granule_wanted_one(struct folio *folio,
+				    struct vm_area_struct *vma,
+				    unsigned long addr, void *arg)
+{
+	bool *wanted = arg;
+
+	*wanted = vma_has_granule(vma, ALIGN(addr, PAGE_GRANULE_SIZE));
+	return !*wanted;
+}
+
+/**
+ * page_granule_split_shared - Split a folio of shared memory, but no granule.
+ * @folio: The large folio, in the page cache.
+ * @list: Where the folios that it is split into go, or NULL for the LRU.
+ *
+ * page_granule_split_folio() for shared memory, which reclaim has unmapped before
+ * it knows whether there are swap slots. So this asks for granules of VMAs rather
+ * than of page tables.
+ *
+ * Context: @folio is locked and referenced.
+ * Return: 0, or a negative error: -EOPNOTSUPP if @folio is one granule, else
+ * what split_huge_page_to_list_to_order() returns.
+ */
+int page_granule_split_shared(struct folio *folio, struct list_head *list)
+{
+	bool wanted = false;
+	struct rmap_walk_control rwc = {
+		.rmap_one = page_granule_wanted_one,
+		.arg = &wanted,
+		/* Reclaim waits for nobody here. */
+		.try_lock = true,
+	};
+
+	if (folio_order(folio) < PAGE_GRANULE_ORDER)
+		return split_folio_to_list(folio, list);
+	rmap_walk(folio, &rwc);
+	if (!wanted && !rwc.contended)
+		return split_folio_to_list(folio, list);
+	if (folio_order(folio) == PAGE_GRANULE_ORDER)
+		return -EOPNOTSUPP;
 	return split_huge_page_to_list_to_order(&folio->page, list,
 						PAGE_GRANULE_ORDER);
 }

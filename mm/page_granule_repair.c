@@ -7,7 +7,8 @@
  * that says so, and a work item comes by soon; nothing is scanned. It copies the
  * 16 pages to one folio, under the page table lock, so that neither the mmap
  * lock is held for writing nor neighbours are disturbed, as they are when
- * khugepaged collapses. See Documentation/mm/page_granule.rst.
+ * khugepaged collapses. Shared memory is copied in the page cache, and mapped
+ * again. See Documentation/mm/page_granule.rst.
  */
 
 #include <linux/debugfs.h>
@@ -22,6 +23,7 @@
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
 #include <linux/page_granule.h>
+#include <linux/pagemap.h>
 #include <linux/pgtable.h>
 #include <linux/rmap.h>
 #include <linux/sched/signal.h>
@@ -194,6 +196,21 @@ static void repair_map(struct vm_area_struct *vma, unsigned long addr,
 	trace_page_granule_repair(mm, addr);
 }
 
+/* Does the VMA, or the shared memory in it, say where its pages are to be? */
+static bool repair_has_policy(struct vm_area_struct *vma, unsigned long addr)
+{
+#ifdef CONFIG_NUMA
+	struct mempolicy *policy;
+	pgoff_t ilx;
+
+	policy = __get_vma_policy(vma, addr, &ilx);
+	mpol_cond_put(policy);
+	return policy;
+#else
+	return false;
+#endif
+}
+
 /*
  * Allocate a folio where the policy of the VMA wants it, or on the node that the
  * memory is on. Returns an error pointer: -ENOMEM if memory is short, -EAGAIN if
@@ -204,15 +221,16 @@ static struct folio *repair_alloc(struct vm_area_struct *vma, unsigned long addr
 {
 	/* Not worth that kswapd swaps out for it, once a second. */
 	const gfp_t gfp = GFP_PAGE_GRANULE & ~__GFP_KSWAPD_RECLAIM;
+	const bool policy = repair_has_policy(vma, addr);
 	struct folio *folio;
 
-	if (vma_policy(vma))
+	if (policy)
 		folio = vma_alloc_folio(gfp, PAGE_GRANULE_ORDER, vma, addr);
 	else
 		folio = __folio_alloc_node(gfp | __GFP_THISNODE,
 					   PAGE_GRANULE_ORDER, nid);
 	if (!folio)
-		return ERR_PTR(vma_policy(vma) ? -EAGAIN : -ENOMEM);
+		return ERR_PTR(policy ? -EAGAIN : -ENOMEM);
 	if (mem_cgroup_charge(folio, vma->vm_mm, gfp) ||
 	    folio_memcg_alloc_deferred(folio)) {
 		folio_put(folio);
@@ -221,21 +239,221 @@ static struct folio *repair_alloc(struct vm_area_struct *vma, unsigned long addr
 	return folio;
 }
 
+/*
+ * Is a granule in the page cache, and all of it, and where? Returns 0, 1 if it is
+ * in one folio, or an error.
+ */
+static int collapse_check(struct address_space *mapping, pgoff_t index, int *nid)
+{
+	unsigned int order;
+	struct folio *folio;
+	int i;
+
+	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		folio = filemap_get_entry(mapping, index + i);
+		if (!folio)
+			return -EINVAL;
+		if (xa_is_value(folio))
+			return -EAGAIN;
+		order = folio_order(folio);
+		*nid = folio_nid(folio);
+		folio_put(folio);
+		if (order >= PAGE_GRANULE_ORDER)
+			return 1;
+	}
+	return 0;
+}
+
+/*
+ * Lock the folios that hold a granule in the page cache, isolate them from the LRU
+ * and put them on @list. Nobody but page tables may know any of them, lest those
+ * be emptied in vain. Returns 0, 1 if the granule is in one folio, or an error.
+ */
+static int collapse_lock(struct address_space *mapping, pgoff_t index,
+			 struct list_head *list)
+{
+	const pgoff_t end = index + PAGE_GRANULE_NR;
+	struct folio *folio;
+	int ret;
+
+	while (index < end) {
+		folio = filemap_get_entry(mapping, index);
+		if (!folio)
+			return -EINVAL;
+		if (xa_is_value(folio))
+			return -EAGAIN;
+
+		ret = -EAGAIN;
+		if (!folio_trylock(folio))
+			goto put;
+		if (folio->mapping != mapping || folio_test_writeback(folio))
+			goto unlock;
+		ret = 1;
+		if (folio_order(folio) >= PAGE_GRANULE_ORDER)
+			goto unlock;
+		ret = -EINVAL;
+		if (!folio_test_uptodate(folio) ||
+		    folio_contain_hwpoisoned_page(folio))
+			goto unlock;
+		ret = -EAGAIN;
+		if (folio_ref_count(folio) != folio_expected_ref_count(folio) + 1)
+			goto unlock;
+		if (!folio_isolate_lru(folio))
+			goto unlock;
+
+		list_add_tail(&folio->lru, list);
+		index += folio_nr_pages(folio);
+	}
+	return 0;
+
+unlock:
+	folio_unlock(folio);
+put:
+	folio_put(folio);
+	return ret;
+}
+
+static void collapse_unlock(struct list_head *list)
+{
+	struct folio *folio, *next;
+
+	list_for_each_entry_safe(folio, next, list, lru) {
+		list_del(&folio->lru);
+		folio_unlock(folio);
+		folio_putback_lru(folio);
+		folio_put(folio);
+	}
+}
+
+/*
+ * Unmap the folios. Whoever comes to use them after that finds them in the page
+ * cache, and waits for their locks: their contents do not change any more. See
+ * collapse_file().
+ */
+static int collapse_unmap(struct list_head *list)
+{
+	struct folio *folio;
+	int ret = 0;
+
+	list_for_each_entry(folio, list, lru) {
+		if (folio_mapped(folio))
+			try_to_unmap(folio, TTU_IGNORE_MLOCK | TTU_BATCH_FLUSH);
+	}
+	list_for_each_entry(folio, list, lru) {
+		/* Of the page cache, of the isolation, and our own. */
+		if (folio_ref_count(folio) != folio_nr_pages(folio) + 2)
+			ret = -EAGAIN;
+	}
+	/* Before anything is copied, and if there is nothing to be, too. */
+	try_to_unmap_flush();
+	return ret;
+}
+
+static int collapse_copy(struct list_head *list, struct folio *new)
+{
+	struct folio *folio;
+	int i, n = 0;
+
+	list_for_each_entry(folio, list, lru) {
+		for (i = 0; i < folio_nr_pages(folio); i++, n++) {
+			if (copy_mc_highpage(folio_page(new, n),
+					     folio_page(folio, i)))
+				return -EINVAL;
+			kmsan_copy_page_meta(folio_page(new, n),
+					     folio_page(folio, i));
+		}
+	}
+	return 0;
+}
+
+/* Have the page cache hold @new, and free what was there. */
+static void collapse_replace(struct address_space *mapping, pgoff_t index,
+			     struct list_head *list, struct folio *new)
+{
+	XA_STATE_ORDER(xas, &mapping->i_pages, index, PAGE_GRANULE_ORDER);
+	struct folio *folio, *next;
+
+	__folio_set_swapbacked(new);
+	new->mapping = mapping;
+	new->index = index;
+	folio_mark_uptodate(new);
+	folio_mark_dirty(new);
+	/* One for each page, including the one that it was allocated with. */
+	folio_ref_add(new, PAGE_GRANULE_NR - 1);
+
+	/* The locks keep the old folios, and with them the node, in place. */
+	xas_lock_irq(&xas);
+	lruvec_stat_mod_folio(new, NR_SHMEM, PAGE_GRANULE_NR);
+	lruvec_stat_mod_folio(new, NR_FILE_PAGES, PAGE_GRANULE_NR);
+	xas_store(&xas, new);
+	WARN_ON_ONCE(xas_error(&xas));
+	xas_unlock_irq(&xas);
+	folio_add_lru(new);
+
+	list_for_each_entry_safe(folio, next, list, lru) {
+		const int nr = folio_nr_pages(folio);
+
+		list_del(&folio->lru);
+		lruvec_stat_mod_folio(folio, NR_SHMEM, -nr);
+		lruvec_stat_mod_folio(folio, NR_FILE_PAGES, -nr);
+		folio->mapping = NULL;
+		folio_clear_active(folio);
+		folio_clear_unevictable(folio);
+		folio_unlock(folio);
+		folio_put_refs(folio, nr + 2);
+	}
+}
+
 /**
- * page_granule_repair - Make a granule whole.
- * @vma: The VMA.
- * @addr: Start of a 64 KiB block in @vma.
+ * page_granule_collapse - Have the page cache hold a granule in one folio.
+ * @vma: A VMA of shared anonymous memory, not armed with userfaultfd.
+ * @addr: Start of a granule of @vma.
+ *
+ * What collapse_file() of khugepaged does for huge pages, at the order of a
+ * granule, and where all its pages are in the page cache. It is not mapped
+ * anywhere after that: each process faults it in again as a whole.
  *
  * Pages that were just added to the LRU are referenced by that; the caller may
- * want to do lru_add_drain_all().
+ * want to do lru_add_drain().
  *
- * Context: The mmap lock is held, for reading at least. May sleep.
- * Return: 0 if the granule is whole; -EINVAL if it is not all populated, or by
- * something that is not to be moved; -EAGAIN if it cannot be repaired just now,
- * because it is in use or the memory cgroup is full; -ENOMEM if there is no folio
- * for it.
+ * Context: The mmap lock or the VMA lock is held, and no folio lock. May sleep.
+ * Return: 0 if the granule is in one folio now, 1 if it was before; -EINVAL if a
+ * page is missing or not to be moved; -EAGAIN if one is in use or swapped out, or
+ * the memory cgroup is full; -ENOMEM if there is no folio for it.
  */
-static int page_granule_repair(struct vm_area_struct *vma, unsigned long addr)
+int page_granule_collapse(struct vm_area_struct *vma, unsigned long addr)
+{
+	struct address_space *mapping = vma->vm_file->f_mapping;
+	const pgoff_t index = linear_page_index(vma, addr);
+	struct folio *folio;
+	LIST_HEAD(folios);
+	int ret, nid;
+
+	ret = collapse_check(mapping, index, &nid);
+	if (ret)
+		return ret;
+	folio = repair_alloc(vma, addr, nid);
+	if (IS_ERR(folio))
+		return PTR_ERR(folio);
+
+	__folio_set_locked(folio);
+	ret = collapse_lock(mapping, index, &folios);
+	if (!ret)
+		ret = collapse_unmap(&folios);
+	if (!ret)
+		ret = collapse_copy(&folios, folio);
+	if (!ret)
+		collapse_replace(mapping, index, &folios, folio);
+	else
+		collapse_unlock(&folios);
+	folio_unlock(folio);
+	if (ret)
+		folio_put(folio);
+	return ret;
+}
+
+/* Make a granule of private anonymous memory whole, see page_granule_repair(). */
+static int repair_anon(struct vm_area_struct *vma, unsigned long addr)
 {
 	pte_t ptes[PAGE_GRANULE_NR], *ptep;
 	struct mm_struct *mm = vma->vm_mm;
@@ -246,8 +464,7 @@ static int page_granule_repair(struct vm_area_struct *vma, unsigned long addr)
 	pmd_t *pmd;
 	int i, error, nid;
 
-	if (!vma_has_granule(vma, addr) || !vma_is_anonymous(vma) ||
-	    !vma->anon_vma || userfaultfd_armed(vma))
+	if (!vma->anon_vma)
 		return -EINVAL;
 	pmd = mm_find_pmd(mm, addr);
 	if (!pmd)
@@ -312,6 +529,82 @@ out:
 			free_folio_and_swap_cache(page_folio(page));
 	}
 	return 0;
+}
+
+/* Does a page table populate a granule, and as a run? */
+static bool repair_mapped(struct vm_area_struct *vma, unsigned long addr,
+			  bool *whole)
+{
+	pmd_t *pmd = mm_find_pmd(vma->vm_mm, addr);
+	bool mapped = false;
+	spinlock_t *ptl;
+	pte_t *ptep;
+
+	*whole = false;
+	if (!pmd)
+		return false;
+	if (pmd_trans_huge(pmdp_get_lockless(pmd))) {
+		*whole = true;
+		return true;
+	}
+	ptep = pte_offset_map_lock(vma->vm_mm, pmd, addr, &ptl);
+	if (ptep) {
+		mapped = !pte_range_none(ptep, PAGE_GRANULE_NR);
+		*whole = page_granule_pte_state(vma, addr, ptep) ==
+			 PAGE_GRANULE_WHOLE;
+		pte_unmap_unlock(ptep, ptl);
+	}
+	return mapped;
+}
+
+/* Make a granule of shared anonymous memory whole, see page_granule_repair(). */
+static int repair_shared(struct vm_area_struct *vma, unsigned long addr)
+{
+	bool mapped, whole;
+	int ret;
+
+	mapped = repair_mapped(vma, addr, &whole);
+	if (whole)
+		return 0;
+	ret = page_granule_collapse(vma, addr);
+	if (ret < 0)
+		return ret;
+	if (!ret) {
+		count_vm_event(GRANULE_REPAIR);
+		trace_page_granule_repair(vma->vm_mm, addr);
+	}
+	/* The others that map it come by themselves. */
+	if (mapped) {
+		if (ret)
+			zap_vma_range(vma, addr, PAGE_GRANULE_SIZE);
+		handle_mm_fault(vma, addr, FAULT_FLAG_REMOTE, NULL);
+	}
+	return 0;
+}
+
+/**
+ * page_granule_repair - Make a granule whole.
+ * @vma: The VMA.
+ * @addr: Start of a 64 KiB block in @vma.
+ *
+ * Pages that were just added to the LRU are referenced by that; the caller may
+ * want to do lru_add_drain_all().
+ *
+ * Context: The mmap lock is held, for reading at least. May sleep.
+ * Return: 0 if the granule is whole, or shared memory that the next fault maps as
+ * a whole; -EINVAL if it is not all populated, or by something that is not to be
+ * moved; -EAGAIN if it cannot be repaired just now, because it is in use or the
+ * memory cgroup is full; -ENOMEM if there is no folio for it.
+ */
+static int page_granule_repair(struct vm_area_struct *vma, unsigned long addr)
+{
+	if (!vma_has_granule(vma, addr) || userfaultfd_armed(vma))
+		return -EINVAL;
+	if (vma_is_anonymous(vma))
+		return repair_anon(vma, addr);
+	if (vma_is_shmem(vma))
+		return repair_shared(vma, addr);
+	return -EINVAL;
 }
 
 /**

@@ -302,6 +302,7 @@ void page_granule_count_fault(struct vm_area_struct *vma, unsigned long addr,
 			      enum page_granule_fill fill);
 void page_granule_count_cow(struct vm_area_struct *vma, unsigned long addr,
 			    enum page_granule_fill fill);
+void page_granule_count_swapin(unsigned int nr_pages);
 void page_granule_split_vma(struct vm_area_struct *vma, unsigned long addr);
 unsigned int page_granule_cuts_whole(struct vm_area_struct *vma,
 				     unsigned long start, unsigned long end);
@@ -378,12 +379,57 @@ static inline unsigned int page_granule_zero_batch(struct vm_area_struct *vma,
 	return page_granule_is_zeroes(vma, addr, ptep) ? PAGE_GRANULE_NR : 1;
 }
 
+/**
+ * page_granule_batch - How many PTEs a page table walk can treat as one.
+ * @vma: The VMA, stabilised by the mmap lock or its VMA lock.
+ * @addr: An address in @vma, a multiple of the base page.
+ * @ptep: The PTE that maps @addr.
+ * @pte: Its value.
+ * @max_nr: How many PTEs, from @ptep on, the walk has yet to see in @vma and in
+ *	    this page table.
+ *
+ * One look at a granule for those who would look at its PTEs one by one. They
+ * are present, equal in permission and software bits, and map one folio or the
+ * block of zero pages. Their accessed and dirty bits may differ, and so may the
+ * mapcounts of the pages: who reports these asks for each.
+ *
+ * Context: The page table lock of @ptep is held.
+ * Return: PAGE_GRANULE_NR if a granule that is whole begins at @addr, else 1;
+ * constant without CONFIG_PAGE_GRANULE.
+ */
+static inline unsigned int page_granule_batch(struct vm_area_struct *vma,
+					      unsigned long addr, pte_t *ptep,
+					      pte_t pte, unsigned int max_nr)
+{
+	/*
+	 * The block is in @vma, by @max_nr. If it is no granule, because folios
+	 * are not aligned as the addresses are, then it is not whole either.
+	 */
+	if (!vma_granule_tagged(vma) || max_nr < PAGE_GRANULE_NR ||
+	    !IS_ALIGNED(addr, PAGE_GRANULE_SIZE) || !pte_present(pte))
+		return 1;
+
+	/* The architecture has marked the entry, which proves all of it. */
+	if (pte_batch_hint(ptep, pte) == PAGE_GRANULE_NR)
+		return PAGE_GRANULE_NR;
+
+	/*
+	 * Otherwise one entry proves nothing about the next: what was swapped
+	 * out may be back in part, a legal call may have cut the granule, and
+	 * single pages look the same. The entries have to be compared.
+	 */
+	return page_granule_pte_state(vma, addr, ptep) == PAGE_GRANULE_WHOLE ?
+	       PAGE_GRANULE_NR : 1;
+}
+
 int page_granule_split_folio(struct folio *folio, struct list_head *list);
+int page_granule_split_shared(struct folio *folio, struct list_head *list);
 int page_granule_break_folio(struct page *page, struct list_head *list,
 			     unsigned int new_order);
 void page_granule_repair_range(struct vm_area_struct *vma, unsigned long start,
 			       unsigned long end);
 void page_granule_repair_later(struct mm_struct *mm, unsigned long addr);
+int page_granule_collapse(struct vm_area_struct *vma, unsigned long addr);
 const char *page_granule_check_ptes(struct vm_area_struct *vma,
 				    unsigned long addr, pte_t *ptep);
 bool page_granule_default(struct mm_struct *mm);
@@ -415,6 +461,10 @@ static inline void page_granule_count_fault(struct vm_area_struct *vma,
 {
 }
 
+static inline void page_granule_count_swapin(unsigned int nr_pages)
+{
+}
+
 static inline void page_granule_split_vma(struct vm_area_struct *vma,
 					  unsigned long addr)
 {
@@ -434,6 +484,13 @@ static inline unsigned int page_granule_zero_batch(struct vm_area_struct *vma,
 	return 1;
 }
 
+static inline unsigned int page_granule_batch(struct vm_area_struct *vma,
+					      unsigned long addr, pte_t *ptep,
+					      pte_t pte, unsigned int max_nr)
+{
+	return 1;
+}
+
 static inline unsigned int
 page_granule_cuts_whole(struct vm_area_struct *vma, unsigned long start,
 			unsigned long end)
@@ -449,6 +506,12 @@ static inline void page_granule_count_cuts(struct mm_struct *mm,
 
 static inline int page_granule_split_folio(struct folio *folio,
 					   struct list_head *list)
+{
+	return split_folio_to_list(folio, list);
+}
+
+static inline int page_granule_split_shared(struct folio *folio,
+					    struct list_head *list)
 {
 	return split_folio_to_list(folio, list);
 }

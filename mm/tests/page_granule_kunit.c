@@ -824,6 +824,85 @@ static void state_folio(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, made_up_state(test, ptep), PAGE_GRANULE_BROKEN);
 }
 
+static unsigned int batch(struct vm_area_struct *vma, unsigned long addr,
+			  pte_t *ptep, unsigned int max_nr)
+{
+	return page_granule_batch(vma, addr, ptep, ptep_get(ptep), max_nr);
+}
+
+/* A walk takes 16 PTEs for one only where a whole granule begins. */
+static void batches(struct kunit *test)
+{
+	pte_t *ptep = made_up_table(test);
+	struct vm_area_struct *vma;
+	unsigned long addr = SZ_4G;
+	unsigned long pfn;
+	int i;
+
+	vma = made_up_vma(test, VMA_DEFAULT_TAGGED, addr, addr + SPAN_SIZE);
+	KUNIT_EXPECT_EQ(test, batch(vma, addr, ptep, SPAN_PAGES), 1);
+
+	pfn = folio_pfn(get_folio(test, PAGE_GRANULE_ORDER + 1));
+	fill_run(ptep, pfn);
+	fill_run(ptep + PAGE_GRANULE_NR, pfn + PAGE_GRANULE_NR);
+	/* One granule, not as much as the folio has. */
+	KUNIT_EXPECT_EQ(test, batch(vma, addr, ptep, SPAN_PAGES),
+			PAGE_GRANULE_NR);
+	KUNIT_EXPECT_EQ(test, batch(vma, addr, ptep, PAGE_GRANULE_NR),
+			PAGE_GRANULE_NR);
+	KUNIT_EXPECT_EQ(test, batch(vma, addr, ptep, PAGE_GRANULE_NR - 1), 1);
+	for (i = 1; i < PAGE_GRANULE_NR; i++)
+		KUNIT_EXPECT_EQ_MSG(test, 1,
+				    batch(vma, addr + i * PAGE_SIZE, ptep + i,
+					  PAGE_GRANULE_NR), "entry %d", i);
+
+	/* Whichever entry it is that differs. */
+	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		const pte_t pte = ptep[i];
+
+		ptep[i] = young_and_dirty(pte);
+		KUNIT_EXPECT_EQ_MSG(test, PAGE_GRANULE_NR,
+				    batch(vma, addr, ptep, PAGE_GRANULE_NR),
+				    "entry %d", i);
+		ptep[i] = pte_wrprotect(pte);
+		KUNIT_EXPECT_EQ_MSG(test, 1,
+				    batch(vma, addr, ptep, PAGE_GRANULE_NR),
+				    "entry %d", i);
+		ptep[i] = __pte(0);
+		KUNIT_EXPECT_EQ_MSG(test, 1,
+				    batch(vma, addr, ptep, PAGE_GRANULE_NR),
+				    "entry %d", i);
+		ptep[i] = pte;
+	}
+
+#ifdef CONFIG_ARM64_CONTPTE
+	for (i = 0; i < PAGE_GRANULE_NR; i++)
+		ptep[i] = pte_mkcont(ptep[i]);
+	KUNIT_EXPECT_EQ(test, batch(vma, addr, ptep, PAGE_GRANULE_NR),
+			PAGE_GRANULE_NR);
+	KUNIT_EXPECT_EQ(test, batch(vma, addr, ptep, PAGE_GRANULE_NR - 1), 1);
+#endif
+
+	vma->flags = EMPTY_VMA_FLAGS;
+	KUNIT_EXPECT_EQ(test, batch(vma, addr, ptep, PAGE_GRANULE_NR), 1);
+
+	/*
+	 * The zero pages are alike as well, whether or not KSM has been there.
+	 * They are soft-dirty because pte_mkdirty() makes one so.
+	 */
+	vma->flags = VMA_DEFAULT_TAGGED;
+	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		const pte_t pte = pfn_pte(zero_pfn(i * PAGE_SIZE), PAGE_READONLY);
+
+		ptep[i] = pte_mksoft_dirty(pte_mkspecial(pte));
+	}
+	KUNIT_EXPECT_EQ(test, batch(vma, addr, ptep, PAGE_GRANULE_NR),
+			PAGE_GRANULE_NR);
+	ptep[1] = pte_mkdirty(ptep[1]);
+	KUNIT_EXPECT_EQ(test, batch(vma, addr, ptep, PAGE_GRANULE_NR),
+			PAGE_GRANULE_NR);
+}
+
 static void free_block(void *page)
 {
 	__free_pages(page, PAGE_GRANULE_ORDER);
@@ -1427,6 +1506,32 @@ static void mm_shared_read(struct kunit *test)
 	expect_contents(test, granule, 5, 0x5a);
 }
 
+/*
+ * A write whose fault comes to nothing, because that of a read was faster and has
+ * mapped the granule writable, makes no difference between the pages either.
+ */
+static void mm_write_after_race(struct kunit *test)
+{
+	struct mm_struct *mm;
+	unsigned long granule;
+	vm_fault_t ret;
+
+	if (!IS_ENABLED(CONFIG_SHMEM))
+		kunit_skip(test, "set CONFIG_SHMEM=y");
+
+	granule = map_shared(test) + PAGE_GRANULE_SIZE;
+	KUNIT_EXPECT_EQ(test, read_byte(test, granule), 0);
+	expect_whole(test, granule, false);
+
+	mm = current->mm;
+	mmap_read_lock(mm);
+	ret = handle_mm_fault(vma_lookup(mm, granule), granule + 3 * PAGE_SIZE,
+			      FAULT_FLAG_WRITE, NULL);
+	mmap_read_unlock(mm);
+	KUNIT_EXPECT_EQ(test, ret, 0);
+	expect_whole(test, granule, false);
+}
+
 static struct kunit_case page_granule_cases[] = {
 	KUNIT_CASE(within),
 	KUNIT_CASE(vma_bits),
@@ -1458,6 +1563,7 @@ static struct kunit_case page_granule_cases[] = {
 	KUNIT_CASE(state_zero),
 	KUNIT_CASE(zero_batches),
 	KUNIT_CASE(state_folio),
+	KUNIT_CASE(batches),
 	KUNIT_CASE(state_pages),
 #ifdef CONFIG_DEBUG_PAGE_GRANULE
 	KUNIT_CASE(check),
@@ -1474,6 +1580,7 @@ static struct kunit_case page_granule_cases[] = {
 	KUNIT_CASE(mm_cuts_whole),
 	KUNIT_CASE(mm_shared),
 	KUNIT_CASE(mm_shared_read),
+	KUNIT_CASE(mm_write_after_race),
 	{}
 };
 

@@ -1014,6 +1014,163 @@ TEST_F(page_granule_cow, soft_dirty_shared)
 	EXPECT_INTACT(mem);
 }
 
+/* Do pread()s of pagemap give the same as reads of single entries do? */
+static bool same_pagemap(const struct mem *mem)
+{
+	const unsigned long vpn = (unsigned long)mem->area / BASE_SIZE;
+	const unsigned long some = 3 * GRANULE_NR_PAGES;
+	uint64_t alone[MAX_PAGES], together[MAX_PAGES];
+	unsigned long first, nr, i;
+
+	for (i = 0; i < mem_pages(mem); i++)
+		alone[i] = pagemap_get_entry(mem->pagemap, mem->area + i * BASE_SIZE);
+	for (first = 0; first < some; first++) {
+		/* All there is, or any number of pages. */
+		for (nr = 0; first + nr < some; nr++) {
+			size_t len = (nr ?: mem_pages(mem) - first) * sizeof(*alone);
+
+			if (pread(mem->pagemap, together, len, (vpn + first) * sizeof(*alone)) !=
+			    (ssize_t)len)
+				return false;
+			if (memcmp(together, alone + first, len))
+				return false;
+		}
+	}
+	return true;
+}
+
+/* Does PAGEMAP_SCAN find as many pages as it may, from any page on? */
+static bool same_scan(const struct mem *mem, uint64_t category)
+{
+	const unsigned long some = 3 * GRANULE_NR_PAGES;
+	unsigned long first, nr;
+
+	for (first = 0; first < some; first++) {
+		for (nr = 1; first + nr < some; nr++) {
+			const uint64_t start = (uintptr_t)mem->area + first * BASE_SIZE;
+			const uint64_t end = start + nr * BASE_SIZE;
+			struct page_region regions[2];
+			struct pm_scan_arg arg = {
+				.size = sizeof(arg),
+				.start = start,
+				.end = (uintptr_t)mem->area + mem_len(mem),
+				.vec = (uintptr_t)regions,
+				.vec_len = 2,
+				.max_pages = nr,
+				.category_mask = category,
+				.return_mask = category,
+			};
+
+			if (ioctl(mem->pagemap, PAGEMAP_SCAN, &arg) != 1)
+				return false;
+			if (regions[0].start != start || regions[0].end != end ||
+			    regions[0].categories != category || arg.walk_end != end)
+				return false;
+		}
+	}
+	return true;
+}
+
+/*
+ * Assert that pagemap tells of granules what it tells of single pages, some of
+ * which the child has given back and the parent has alone.
+ */
+TEST_F(page_granule_cow, pagemap)
+{
+	struct mem *mem = &self->mem;
+	unsigned long i;
+
+	EXPECT_TRUE(same_pagemap(mem));
+	EXPECT_TRUE(same_scan(mem, PAGE_IS_PRESENT));
+	ASSERT_TRUE(peer_fork(&self->peer, mem));
+	if (!self->peer.pid) {
+		for (i = 0; i < mem->nr && variant->kind != GRANULE_CONTRACT; i++) {
+			char *page = nth(mem->area, i) + i % GRANULE_NR_PAGES * BASE_SIZE;
+
+			EXPECT_EQ(madvise(page, BASE_SIZE, MADV_DONTNEED), 0);
+		}
+		EXPECT_TRUE(same_pagemap(mem));
+		peer_switch(&self->peer);
+		_exit(0);
+	}
+	ASSERT_TRUE(peer_wait(&self->peer));
+	EXPECT_INTACT(mem);
+	EXPECT_TRUE(same_pagemap(mem));
+	EXPECT_TRUE(same_scan(mem, PAGE_IS_PRESENT));
+	EXPECT_TRUE(peer_end(&self->peer));
+
+	ASSERT_TRUE(mem_zero(mem));
+	EXPECT_EQ(mem_zero_runs(mem), mem->nr);
+	EXPECT_TRUE(same_pagemap(mem));
+	EXPECT_TRUE(same_scan(mem, PAGE_IS_PFNZERO));
+}
+
+static unsigned long smaps_kb(const char *text, const char *name)
+{
+	const char *line = text ? strstr(text, name) : NULL;
+
+	return line ? strtoul(line + strlen(name), NULL, 10) : ULONG_MAX;
+}
+
+/* Are the numbers of smaps those of the same memory in single pages? */
+static bool same_smaps(const struct mem *mem, const char *single)
+{
+	static const char *const names[] = {
+		"\nRss:", "\nPss:", "\nPss_Dirty:", "\nShared_Clean:", "\nShared_Dirty:",
+		"\nPrivate_Clean:", "\nPrivate_Dirty:", "\nReferenced:", "\nAnonymous:",
+	};
+	char *text = granule_smaps_text(mem->area, mem_len(mem));
+	char *expected = granule_smaps_text(single, mem_len(mem));
+	bool same = true;
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(names); i++) {
+		unsigned long kb = smaps_kb(text, names[i]);
+
+		if (kb == ULONG_MAX || kb != smaps_kb(expected, names[i])) {
+			ksft_print_msg("%s %lu kB, expected %lu\n", names[i] + 1, kb,
+				       smaps_kb(expected, names[i]));
+			same = false;
+		}
+	}
+	free(text);
+	free(expected);
+	return same;
+}
+
+/*
+ * Assert that smaps counts every page of a granule once, whether shared or not,
+ * and that writing to clear_refs clears the references of all.
+ */
+TEST_F(page_granule_cow, smaps_and_clear_refs)
+{
+	struct mem *mem = &self->mem;
+	char *single = granule_reserve(mem_len(mem));
+	int shared, fd;
+
+	ASSERT_NE(single, NULL);
+	for (shared = 0; shared < 2; shared++) {
+		ASSERT_TRUE(mem_renew(mem));
+		mem_fill(mem, 1);
+		ASSERT_EQ(granule_mmap(GRANULE_UNTAGGED, single, mem_len(mem), PROT_RW,
+				       MAP_FIXED), single);
+		granule_fill(single, mem_len(mem), 1);
+		if (shared)
+			ASSERT_TRUE(peer_fork_idle(&self->peer, mem));
+		EXPECT_TRUE(same_smaps(mem, single));
+		fd = open("/proc/self/clear_refs", O_WRONLY);
+		ASSERT_GE(fd, 0);
+		ASSERT_EQ(write(fd, "1", 1), 1);
+		close(fd);
+		/* None of either is referenced now. */
+		EXPECT_TRUE(same_smaps(mem, single));
+		mem_write(mem, 2);
+		EXPECT_INTACT(mem);
+		if (shared)
+			EXPECT_TRUE(peer_end(&self->peer));
+	}
+}
+
 /* A default-tagged granule that a 4 KiB call has cut, shared by fork. */
 TEST_F(page_granule_cow, broken_granule)
 {
@@ -1255,6 +1412,28 @@ TEST_F(page_granule_pin, unshare)
 	peer_go(&self->peer);
 	EXPECT_TRUE(peer_end(&self->peer));
 	ASSERT_EQ(ioctl(self->gup, PIN_LONGTERM_TEST_STOP), 0);
+	EXPECT_INTACT(mem);
+}
+
+/* Assert that soft-dirty tracking leaves alone what is pinned, and all of it. */
+TEST_F(page_granule_pin, soft_dirty)
+{
+	const unsigned int flags = variant->flags | PIN_LONGTERM_TEST_FLAG_USE_WRITE;
+	struct mem *mem = &self->mem;
+	unsigned long i;
+
+	if (!softdirty_supported())
+		SKIP(return, "no soft-dirty: set CONFIG_MEM_SOFT_DIRTY on x86_64");
+	mem_fill(mem, 1);
+	/* One page, which is not the first of its granule. */
+	ASSERT_EQ(pin(self->gup, mem, PIN_FIRST, PIN_FIRST + 1, flags), 0);
+	clear_softdirty();
+	EXPECT_INTACT(mem);
+	for (i = 0; i < mem->nr; i++)
+		EXPECT_EQ(soft_dirty_pages(mem, i),
+			  i == PIN_FIRST / GRANULE_NR_PAGES ? GRANULE_NR_PAGES : 0);
+	mem_write_pages(mem, 2);
+	EXPECT_TRUE(pin_sees(self->gup, mem, PIN_FIRST, PIN_FIRST + 1));
 	EXPECT_INTACT(mem);
 }
 
@@ -1563,49 +1742,6 @@ TEST_F(page_granule_swap, fork_while_out)
 	}
 }
 
-/* Of shared memory the page table does not tell what is swapped out. */
-static bool shared_page_out(struct mem *mem)
-{
-	unsigned char vec[MAX_PAGES];
-	unsigned long n, resident;
-	int i;
-
-	for (i = 0; i < 50; i++) {
-		if (madvise(mem->area, mem_len(mem), MADV_PAGEOUT) ||
-		    mincore(mem->area, mem_len(mem), vec))
-			return false;
-		for (n = 0, resident = 0; n < mem_pages(mem); n++)
-			resident += vec[n] & 1;
-		if (!resident)
-			return true;
-		usleep(10 * 1000);
-	}
-	return false;
-}
-
-/* Assert that shared memory comes back whole too, by one fault a granule. */
-TEST_F(page_granule_swap, shared_memory)
-{
-	unsigned long swpout = swapped_whole();
-	struct mem *mem = &self->mem;
-	long faults;
-
-	ASSERT_EQ(granule_mmap(mem->kind, mem->area, mem_len(mem), PROT_RW,
-			       MAP_FIXED | MAP_SHARED), mem->area);
-	mem_fill(mem, 1);
-	ASSERT_TRUE(shared_page_out(mem));
-	EXPECT_EQ(swapped_whole() - swpout, mem->nr);
-	EXPECT_EQ(mem_present(mem), 0);
-	faults = all_faults();
-	mem_read(mem);
-	faults = all_faults() - faults;
-	EXPECT_FAULTS(faults, mem->nr);
-	EXPECT_INTACT(mem);
-	ASSERT_TRUE(shared_page_out(mem));
-	mem_write(mem, 2);
-	EXPECT_INTACT(mem);
-}
-
 /* Assert that threads that race to bring a granule in find it whole. */
 TEST_F(page_granule_swap, threads)
 {
@@ -1677,18 +1813,72 @@ static bool join_cgroup(char *root, char *dir, size_t size)
 	return !access(path, W_OK) && !granule_cg_write(dir, "cgroup.procs", "0");
 }
 
+/* Fails if it could not reclaim as much; what counts is what is out. */
+#define RECLAIM_ALL	"4M swappiness=max"
+
 static bool reclaim_all(const char *cgroup, struct mem *mem)
 {
 	int i;
 
 	for (i = 0; i < 50; i++) {
-		/* Fails if it could not reclaim as much; what counts is what is out. */
-		granule_cg_write(cgroup, "memory.reclaim", "4M swappiness=max");
+		granule_cg_write(cgroup, "memory.reclaim", RECLAIM_ALL);
 		if (mem_swapped(mem) == mem_pages(mem))
 			return true;
 		usleep(10 * 1000);
 	}
 	return false;
+}
+
+/*
+ * Of shared memory the page table does not tell what is swapped out. A device
+ * that takes its time leaves it in the swap cache, where advice finds it no more,
+ * but reclaim does.
+ */
+static bool shared_page_out(const char *cgroup, struct mem *mem)
+{
+	unsigned char vec[MAX_PAGES];
+	unsigned long n, resident;
+	int i;
+
+	for (i = 0; i < 50; i++) {
+		if (madvise(mem->area, mem_len(mem), MADV_PAGEOUT) ||
+		    mincore(mem->area, mem_len(mem), vec))
+			return false;
+		for (n = 0, resident = 0; n < mem_pages(mem); n++)
+			resident += vec[n] & 1;
+		if (!resident)
+			return true;
+		granule_cg_write(cgroup, "memory.reclaim", RECLAIM_ALL);
+		usleep(10 * 1000);
+	}
+	return false;
+}
+
+/* Assert that shared memory comes back whole too, by one fault a granule. */
+TEST_F(page_granule_swap, shared_memory)
+{
+	unsigned long swpin = granule_vmstat("granule_swpin");
+	unsigned long swpout = swapped_whole();
+	struct mem *mem = &self->mem;
+	long faults;
+
+	if (!join_cgroup(self->root, self->cgroup, sizeof(self->cgroup)))
+		SKIP(return, CGROUP_REMEDY);
+	ASSERT_EQ(granule_mmap(mem->kind, mem->area, mem_len(mem), PROT_RW,
+			       MAP_FIXED | MAP_SHARED), mem->area);
+	mem_fill(mem, 1);
+	ASSERT_TRUE(shared_page_out(self->cgroup, mem));
+	EXPECT_EQ(swapped_whole() - swpout, mem->nr);
+	EXPECT_EQ(mem_present(mem), 0);
+	faults = all_faults();
+	mem_read(mem);
+	faults = all_faults() - faults;
+	EXPECT_FAULTS(faults, mem->nr);
+	EXPECT_EQ(granule_vmstat("granule_swpin") - swpin, mem->nr);
+	EXPECT_INTACT(mem);
+	ASSERT_TRUE(shared_page_out(self->cgroup, mem));
+	mem_write(mem, 2);
+	EXPECT_INTACT(mem);
 }
 
 /* Assert that what two processes share goes out, and is whole again in both. */
@@ -2389,6 +2579,230 @@ TEST_F(page_granule_life_fallback, repair_on_demand)
 	EXPECT_EQ(mem_whole(mem), 2);
 	madvise(mem->area, mem_len(mem), MADV_COLLAPSE);
 	EXPECT_INTACT(mem);
+}
+
+/* Shared memory where there is no folio, or none any more. */
+FIXTURE(page_granule_shared)
+{
+	struct granule_fail fail;
+	struct mem mem;
+	struct peer peer;
+	char cgroup[PATH_MAX + 32];
+	char root[PATH_MAX];
+	char dev[32];
+	struct swaps swaps;
+};
+
+FIXTURE_VARIANT(page_granule_shared)
+{
+	enum granule_kind kind;
+};
+
+FIXTURE_VARIANT_ADD(page_granule_shared, contract)
+{
+	.kind = GRANULE_CONTRACT,
+};
+
+FIXTURE_VARIANT_ADD(page_granule_shared, default_tagged)
+{
+	.kind = GRANULE_DEFAULT,
+};
+
+FIXTURE_SETUP(page_granule_shared)
+{
+	struct mem *mem = &self->mem;
+
+	ASSERT_TRUE(mem_create(mem, variant->kind));
+	if (!join_cgroup(self->root, self->cgroup, sizeof(self->cgroup)))
+		SKIP(return, CGROUP_REMEDY);
+	ASSERT_EQ(granule_mmap(mem->kind, mem->area, mem_len(mem), PROT_RW,
+			       MAP_FIXED | MAP_SHARED), mem->area);
+	if (!granule_fail_prepare(&self->fail))
+		SKIP(return, GRANULE_FAIL_REMEDY);
+}
+
+FIXTURE_TEARDOWN(page_granule_shared)
+{
+	EXPECT_TRUE(granule_invariants_hold());
+	granule_fail_restore(&self->fail);
+	if (*self->dev) {
+		swapoff(self->dev);
+		granule_zram_remove(self->dev);
+		EXPECT_EQ(swapon(self->swaps.path, 0), 0);
+	}
+	if (!*self->cgroup)
+		return;
+	granule_cg_write(self->root, "cgroup.procs", "0");
+	rmdir(self->cgroup);
+}
+
+/* Single pages, by a fault each granule. */
+static long mem_fill_single(struct mem *mem, unsigned int seed)
+{
+	long faults = minor_faults();
+
+	granule_fail_order4(true);
+	granule_fill(mem->area, mem_len(mem), seed);
+	granule_fail_order4(false);
+	faults = minor_faults() - faults;
+	granule_fill(mem->model, mem_len(mem), seed);
+	return faults;
+}
+
+/*
+ * Assert that a write populates all of a granule from single pages, that repair
+ * makes it whole soon, and that other processes see the same memory then.
+ */
+TEST_F(page_granule_shared, written)
+{
+	unsigned long fallback = granule_vmstat("granule_fallback");
+	unsigned long repaired = granule_vmstat("granule_repair");
+	struct mem *mem = &self->mem;
+	long faults;
+
+	faults = mem_fill_single(mem, 1);
+	EXPECT_FAULTS(faults, mem->nr);
+	EXPECT_EQ(granule_vmstat("granule_fallback") - fallback, mem->nr);
+	EXPECT_EQ(mem_whole(mem), 0);
+	EXPECT_PRESENT(mem);
+
+	ASSERT_TRUE(peer_fork(&self->peer, mem));
+	if (!self->peer.pid) {
+		/* Or else it would be brought to one folio here. */
+		granule_fail_order4(true);
+		mem_read(mem);
+		granule_fail_order4(false);
+		EXPECT_EQ(mem_whole(mem), 0);
+		EXPECT_PRESENT(mem);
+		peer_switch(&self->peer);
+		/* Unmapped here by the repair, and mapped as a whole again. */
+		mem_read(mem);
+		EXPECT_INTACT(mem);
+		mem_write(mem, 2);
+		mem_write_pages(mem, 3);
+		_exit(0);
+	}
+	ASSERT_TRUE(peer_wait(&self->peer));
+	if (!granule_repair(true))
+		SKIP(return, REPAIR_REMEDY);
+	EXPECT_TRUE(mem_wait_whole(mem, 20));
+	granule_repair(false);
+	EXPECT_INTACT(mem);
+	EXPECT_EQ(granule_vmstat("granule_repair") - repaired, mem->nr);
+	EXPECT_TRUE(peer_end(&self->peer));
+	/* The model is not shared. */
+	mem_write(mem, 2);
+	mem_write_pages(mem, 3);
+	EXPECT_INTACT(mem);
+}
+
+/* Assert the same of a read, and that a write then faults no more. */
+TEST_F(page_granule_shared, read)
+{
+	struct mem *mem = &self->mem;
+	long faults = minor_faults();
+
+	granule_fail_order4(true);
+	mem_read(mem);
+	faults = minor_faults() - faults;
+	EXPECT_FAULTS(faults, mem->nr);
+	EXPECT_EQ(mem_whole(mem), 0);
+	EXPECT_PRESENT(mem);
+	EXPECT_LE(mem_write_pages(mem, 1), FAULT_SLACK);
+	granule_fail_order4(false);
+	EXPECT_PRESENT(mem);
+	/* What it returns is about huge pages, which are switched off. */
+	madvise(nth(mem->area, 1), 2 * GRANULE_SIZE, MADV_COLLAPSE);
+	EXPECT_EQ(mem_whole(mem), 2);
+	madvise(mem->area, mem_len(mem), MADV_COLLAPSE);
+	EXPECT_INTACT(mem);
+}
+
+/* Assert that single pages that were swapped out come back as a whole. */
+TEST_F(page_granule_shared, scattered_slots)
+{
+	unsigned long swpin = granule_vmstat("granule_swpin");
+	struct mem *mem = &self->mem;
+	long faults;
+
+	if (!have_swap(&self->swaps))
+		SKIP(return, SWAP_REMEDY);
+	mem_fill_single(mem, 1);
+	ASSERT_TRUE(shared_page_out(self->cgroup, mem));
+	faults = all_faults();
+	mem_read(mem);
+	faults = all_faults() - faults;
+	EXPECT_FAULTS(faults, mem->nr);
+	EXPECT_INTACT(mem);
+	EXPECT_EQ(granule_vmstat("granule_swpin") - swpin, mem->nr);
+}
+
+/* Assert that without a folio all 16 pages come back, by one fault, counted. */
+TEST_F(page_granule_shared, swapin_fallback)
+{
+	unsigned long fallback = granule_vmstat("granule_swpin_fallback");
+	struct mem *mem = &self->mem;
+	long faults;
+
+	if (!have_swap(&self->swaps))
+		SKIP(return, SWAP_REMEDY);
+	mem_fill(mem, 1);
+	ASSERT_TRUE(shared_page_out(self->cgroup, mem));
+	granule_fail_order4(true);
+	faults = all_faults();
+	mem_read(mem);
+	faults = all_faults() - faults;
+	granule_fail_order4(false);
+	EXPECT_FAULTS(faults, mem->nr);
+	EXPECT_EQ(granule_vmstat("granule_swpin_fallback") - fallback, mem->nr);
+	EXPECT_EQ(mem_whole(mem), 0);
+	EXPECT_PRESENT(mem);
+	if (!granule_repair(true))
+		SKIP(return, REPAIR_REMEDY);
+	EXPECT_TRUE(mem_wait_whole(mem, 20));
+	granule_repair(false);
+	EXPECT_INTACT(mem);
+}
+
+/*
+ * Assert that a granule is not split, and not swapped out, if there are no slots
+ * in a row for it: on a device that is too small for any.
+ */
+TEST_F(page_granule_shared, no_slots_in_a_row)
+{
+	struct mem *mem = &self->mem;
+	struct mem private = *mem;
+	unsigned int i;
+
+	if (!have_swap(&self->swaps) || self->swaps.nr != 1)
+		SKIP(return, "not one swap device: swapon one, with 64 MiB free");
+	granule_zram_create(self->dev, sizeof(self->dev), 1);
+	if (!*self->dev)
+		SKIP(return, "no zram device: set CONFIG_ZRAM=y");
+	ASSERT_TRUE(granule_make_swap(self->dev, 1));
+	ASSERT_EQ(swapoff(self->swaps.path), 0);
+	ASSERT_EQ(swapon(self->dev, 0), 0);
+	mem_fill(mem, 1);
+	private.area = granule_mmap(mem->kind, NULL, mem_len(mem), PROT_RW, 0);
+	ASSERT_NE(private.area, MAP_FAILED);
+	mem_fill(&private, 1);
+	for (i = 0; i < 5; i++) {
+		ASSERT_EQ(madvise(mem->area, mem_len(mem), MADV_PAGEOUT), 0);
+		ASSERT_EQ(madvise(private.area, mem_len(mem), MADV_PAGEOUT), 0);
+	}
+	EXPECT_EQ(mem_swapped(&private), 0);
+	EXPECT_INTACT(&private);
+	/* Unmapped, but in the page cache as it was. */
+	mem_read(mem);
+	EXPECT_INTACT(mem);
+
+	/* A cgroup that has nothing else to give is another matter. */
+	granule_cg_write(self->cgroup, "memory.reclaim", RECLAIM_ALL);
+	EXPECT_LT(mem_present(&private) + mem_whole(mem) * GRANULE_NR_PAGES,
+		  2 * mem_pages(mem));
+	mem_read(&private);
+	EXPECT_PRESENT(&private);
+	EXPECT_EQ(mem_diff(mem), NO_DIFF);
 }
 
 /* What moves, protects or ages memory. Returns 0, a negative errno, NO_NODES, or this. */

@@ -99,7 +99,7 @@
 #define FAIL_PAGE_ALLOC	DEBUGFS "fail_page_alloc/"
 #define GUP_TEST	DEBUGFS "gup_test"
 #define MEMORY_BLOCKS	"/sys/devices/system/memory"
-#define ZRAM_CONTROL	"/sys/class/zram-control/"
+#define SWAP_DEV_MB	48
 
 /*
  * What a page holds: zeroes if the key is 0, otherwise words that all depend on
@@ -2437,54 +2437,6 @@ static void restore_knobs(void)
 	}
 }
 
-/* A compressed disk in memory of our own; @dev stays "" if there can be none. */
-static void zram_create(char *dev, size_t size, const char *megabytes)
-{
-	char text[32], path[64];
-	unsigned long id;
-
-	if (read_file(ZRAM_CONTROL "hot_add", text, sizeof(text)) <= 0)
-		return;
-	id = strtoul(text, NULL, 10);
-	snprintf(path, sizeof(path), "/sys/block/zram%lu/disksize", id);
-	if (granule_write(path, megabytes))
-		return;
-	snprintf(dev, size, "/dev/zram%lu", id);
-}
-
-static void zram_remove(const char *dev)
-{
-	const char *id = dev + strlen("/dev/zram");
-	char path[64];
-
-	if (!*dev)
-		return;
-	swapoff(dev);
-	snprintf(path, sizeof(path), "/sys/block/zram%s/reset", id);
-	granule_write(path, "1");
-	granule_write(ZRAM_CONTROL "hot_remove", id);
-}
-
-#define SWAP_DEV_MB	48
-
-/* What mkswap(8) writes. */
-static void make_swap(char *dev)
-{
-	char page[BASE_SIZE] = {};
-	uint32_t *header = (uint32_t *)(page + 1024);
-	int fd;
-
-	if (!*dev)
-		return;
-	header[0] = 1;						/* version */
-	header[1] = SWAP_DEV_MB * 1024 * 1024 / BASE_SIZE - 1;	/* last page */
-	memcpy(page + BASE_SIZE - 10, "SWAPSPACE2", 10);
-	fd = open(dev, O_WRONLY);
-	if (fd < 0 || write(fd, page, sizeof(page)) != sizeof(page) || fsync(fd))
-		ksft_exit_fail_msg("cannot write to %s\n", dev);
-	close(fd);
-}
-
 static int count_nodes(void)
 {
 	char text[64] = "";
@@ -2819,9 +2771,10 @@ int main(int argc, char **argv)
 	if (have_fail)
 		granule_write(FAIL_PAGE_ALLOC "probability", FAIL_PERCENT);
 	save_knobs();
-	zram_create(swap_dev, sizeof(swap_dev), "48M");
-	zram_create(disk_dev, sizeof(disk_dev), "1M");
-	make_swap(swap_dev);
+	granule_zram_create(swap_dev, sizeof(swap_dev), SWAP_DEV_MB);
+	granule_zram_create(disk_dev, sizeof(disk_dev), 1);
+	if (*swap_dev && !granule_make_swap(swap_dev, SWAP_DEV_MB))
+		ksft_exit_fail_msg("cannot write to %s\n", swap_dev);
 	create_workers(seed);
 	create_cgroups();
 
@@ -2836,8 +2789,9 @@ int main(int argc, char **argv)
 	ksft_test_result(looks, "%lu granules are populated whole or not at all\n", looks);
 
 	remove_cgroups();
-	zram_remove(swap_dev);
-	zram_remove(disk_dev);
+	swapoff(swap_dev);
+	granule_zram_remove(swap_dev);
+	granule_zram_remove(disk_dev);
 	restore_knobs();
 	granule_fail_restore(&fail_settings);
 	ksft_finished();

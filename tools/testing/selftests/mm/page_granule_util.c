@@ -621,6 +621,57 @@ bool granule_find_cgroup2(char *path)
 	return found;
 }
 
+#define ZRAM_CONTROL	"/sys/class/zram-control/"
+
+/* A compressed disk in memory of our own; @dev becomes "" if there can be none. */
+void granule_zram_create(char *dev, size_t size, unsigned int megabytes)
+{
+	char text[32], path[64];
+	unsigned long id;
+
+	*dev = 0;
+	if (read_file(ZRAM_CONTROL "hot_add", text, sizeof(text)) <= 0)
+		return;
+	id = strtoul(text, NULL, 10);
+	snprintf(path, sizeof(path), "/sys/block/zram%lu/disksize", id);
+	snprintf(text, sizeof(text), "%uM", megabytes);
+	if (granule_write(path, text))
+		return;
+	snprintf(dev, size, "/dev/zram%lu", id);
+}
+
+/* What swaps to it must have been switched off. */
+void granule_zram_remove(const char *dev)
+{
+	const char *id = dev + strlen("/dev/zram");
+	char path[64];
+
+	if (!*dev)
+		return;
+	snprintf(path, sizeof(path), "/sys/block/zram%s/reset", id);
+	granule_write(path, "1");
+	granule_write(ZRAM_CONTROL "hot_remove", id);
+}
+
+/* What mkswap(8) writes. */
+bool granule_make_swap(const char *dev, unsigned int megabytes)
+{
+	char page[BASE_SIZE] = {};
+	uint32_t *header = (uint32_t *)(page + 1024);
+	bool done;
+	int fd;
+
+	header[0] = 1;						/* version */
+	header[1] = megabytes * 1024 * 1024 / BASE_SIZE - 1;	/* last page */
+	memcpy(page + BASE_SIZE - 10, "SWAPSPACE2", 10);
+	fd = open(dev, O_WRONLY);
+	if (fd < 0)
+		return false;
+	done = write(fd, page, sizeof(page)) == sizeof(page) && !fsync(fd);
+	close(fd);
+	return done;
+}
+
 static unsigned long pattern(size_t pos, unsigned int seed)
 {
 	return (pos + 1) * 0x9e3779b97f4a7c15UL ^ seed;

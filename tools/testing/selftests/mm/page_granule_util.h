@@ -148,6 +148,10 @@ unsigned long granule_meminfo_kb(const char *name);
 int granule_cg_write(const char *dir, const char *name, const char *text);
 bool granule_find_cgroup2(char *path);
 
+void granule_zram_create(char *dev, size_t size, unsigned int megabytes);
+void granule_zram_remove(const char *dev);
+bool granule_make_swap(const char *dev, unsigned int megabytes);
+
 void granule_fill(char *addr, size_t len, unsigned int seed);
 bool granule_check(const char *addr, size_t len, unsigned int seed);
 
