@@ -372,9 +372,14 @@ static bool page_granule_wanted_one(struct folio *folio,
 				    struct vm_area_struct *vma,
 				    unsigned long addr, void *arg)
 {
+	const pgoff_t rest = folio_next_index(folio) -
+			     linear_page_index(vma, addr);
+	const unsigned long start = ALIGN(addr, PAGE_GRANULE_SIZE);
 	bool *wanted = arg;
 
-	*wanted = vma_has_granule(vma, ALIGN(addr, PAGE_GRANULE_SIZE));
+	/* A VMA that begins inside the folio may have its first granule after. */
+	*wanted = start - addr < rest << PAGE_SHIFT &&
+		  vma_has_granule(vma, start);
 	return !*wanted;
 }
 

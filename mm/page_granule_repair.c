@@ -213,11 +213,12 @@ static bool repair_has_policy(struct vm_area_struct *vma, unsigned long addr)
 
 /*
  * Allocate a folio where the policy of the VMA wants it, or on the node that the
- * memory is on. Returns an error pointer: -ENOMEM if memory is short, -EAGAIN if
- * only the memory cgroup is.
+ * memory is on. It is charged to @mm, or to the active memory cgroup without one.
+ * Returns an error pointer: -ENOMEM if memory is short, -EAGAIN if only the memory
+ * cgroup is.
  */
 static struct folio *repair_alloc(struct vm_area_struct *vma, unsigned long addr,
-				  int nid)
+				  int nid, struct mm_struct *mm)
 {
 	/* Not worth that kswapd swaps out for it, once a second. */
 	const gfp_t gfp = GFP_PAGE_GRANULE & ~__GFP_KSWAPD_RECLAIM;
@@ -231,7 +232,7 @@ static struct folio *repair_alloc(struct vm_area_struct *vma, unsigned long addr
 					   PAGE_GRANULE_ORDER, nid);
 	if (!folio)
 		return ERR_PTR(policy ? -EAGAIN : -ENOMEM);
-	if (mem_cgroup_charge(folio, vma->vm_mm, gfp) ||
+	if (mem_cgroup_charge(folio, mm, gfp) ||
 	    folio_memcg_alloc_deferred(folio)) {
 		folio_put(folio);
 		return ERR_PTR(-EAGAIN);
@@ -240,10 +241,11 @@ static struct folio *repair_alloc(struct vm_area_struct *vma, unsigned long addr
 }
 
 /*
- * Is a granule in the page cache, and all of it, and where? Returns 0, 1 if it is
- * in one folio, or an error.
+ * Is a granule in the page cache, and all of it, where, and whose? Returns 0, 1 if
+ * it is in one folio, or an error. If *@memcg is not NULL then it is referenced.
  */
-static int collapse_check(struct address_space *mapping, pgoff_t index, int *nid)
+static int collapse_check(struct address_space *mapping, pgoff_t index, int *nid,
+			  struct mem_cgroup **memcg)
 {
 	unsigned int order;
 	struct folio *folio;
@@ -256,7 +258,10 @@ static int collapse_check(struct address_space *mapping, pgoff_t index, int *nid
 		if (xa_is_value(folio))
 			return -EAGAIN;
 		order = folio_order(folio);
-		*nid = folio_nid(folio);
+		if (!i) {
+			*nid = folio_nid(folio);
+			*memcg = get_mem_cgroup_from_folio(folio);
+		}
 		folio_put(folio);
 		if (order >= PAGE_GRANULE_ORDER)
 			return 1;
@@ -267,10 +272,11 @@ static int collapse_check(struct address_space *mapping, pgoff_t index, int *nid
 /*
  * Lock the folios that hold a granule in the page cache, isolate them from the LRU
  * and put them on @list. Nobody but page tables may know any of them, lest those
- * be emptied in vain. Returns 0, 1 if the granule is in one folio, or an error.
+ * be emptied in vain. @mapped: are they mapped by whoever asks, who will map them
+ * again? Returns 0, 1 if the granule is in one folio, or an error.
  */
 static int collapse_lock(struct address_space *mapping, pgoff_t index,
-			 struct list_head *list)
+			 bool mapped, struct list_head *list)
 {
 	const pgoff_t end = index + PAGE_GRANULE_NR;
 	struct folio *folio;
@@ -287,6 +293,10 @@ static int collapse_lock(struct address_space *mapping, pgoff_t index,
 		if (!folio_trylock(folio))
 			goto put;
 		if (folio->mapping != mapping || folio_test_writeback(folio))
+			goto unlock;
+		/* What others have locked is not to be unmapped there. */
+		if (folio_test_mlocked(folio) &&
+		    (!mapped || folio_maybe_mapped_shared(folio)))
 			goto unlock;
 		ret = 1;
 		if (folio_order(folio) >= PAGE_GRANULE_ORDER)
@@ -408,6 +418,7 @@ static void collapse_replace(struct address_space *mapping, pgoff_t index,
  * page_granule_collapse - Have the page cache hold a granule in one folio.
  * @vma: A VMA of shared anonymous memory, not armed with userfaultfd.
  * @addr: Start of a granule of @vma.
+ * @mapped: Does the page table of @vma populate it, and will the caller do so again?
  *
  * What collapse_file() of khugepaged does for huge pages, at the order of a
  * granule, and where all its pages are in the page cache. It is not mapped
@@ -421,23 +432,31 @@ static void collapse_replace(struct address_space *mapping, pgoff_t index,
  * page is missing or not to be moved; -EAGAIN if one is in use or swapped out, or
  * the memory cgroup is full; -ENOMEM if there is no folio for it.
  */
-int page_granule_collapse(struct vm_area_struct *vma, unsigned long addr)
+int page_granule_collapse(struct vm_area_struct *vma, unsigned long addr,
+			  bool mapped)
 {
 	struct address_space *mapping = vma->vm_file->f_mapping;
 	const pgoff_t index = linear_page_index(vma, addr);
+	struct mem_cgroup *memcg = NULL, *old_memcg;
 	struct folio *folio;
 	LIST_HEAD(folios);
 	int ret, nid;
 
-	ret = collapse_check(mapping, index, &nid);
-	if (ret)
+	ret = collapse_check(mapping, index, &nid, &memcg);
+	if (ret) {
+		mem_cgroup_put(memcg);
 		return ret;
-	folio = repair_alloc(vma, addr, nid);
+	}
+	/* It remains whose it was. */
+	old_memcg = set_active_memcg(memcg);
+	folio = repair_alloc(vma, addr, nid, NULL);
+	set_active_memcg(old_memcg);
+	mem_cgroup_put(memcg);
 	if (IS_ERR(folio))
 		return PTR_ERR(folio);
 
 	__folio_set_locked(folio);
-	ret = collapse_lock(mapping, index, &folios);
+	ret = collapse_lock(mapping, index, mapped, &folios);
 	if (!ret)
 		ret = collapse_unmap(&folios);
 	if (!ret)
@@ -484,7 +503,7 @@ static int repair_anon(struct vm_area_struct *vma, unsigned long addr)
 	if (error)
 		return error;
 
-	folio = repair_alloc(vma, addr, nid);
+	folio = repair_alloc(vma, addr, nid, mm);
 	if (IS_ERR(folio))
 		return PTR_ERR(folio);
 
@@ -531,55 +550,74 @@ out:
 	return 0;
 }
 
-/* Does a page table populate a granule, and as a run? */
-static bool repair_mapped(struct vm_area_struct *vma, unsigned long addr,
-			  bool *whole)
+/* How a page table populates a granule of shared memory. */
+struct shared_state {
+	bool mapped;
+	bool whole;
+	bool soft_dirty;
+	bool special;		/* swap entries and markers, not to be touched */
+};
+
+static void repair_look(struct vm_area_struct *vma, unsigned long addr,
+			struct shared_state *state)
 {
 	pmd_t *pmd = mm_find_pmd(vma->vm_mm, addr);
-	bool mapped = false;
 	spinlock_t *ptl;
 	pte_t *ptep;
+	int i;
 
-	*whole = false;
 	if (!pmd)
-		return false;
+		return;
 	if (pmd_trans_huge(pmdp_get_lockless(pmd))) {
-		*whole = true;
-		return true;
+		state->whole = true;
+		return;
 	}
 	ptep = pte_offset_map_lock(vma->vm_mm, pmd, addr, &ptl);
-	if (ptep) {
-		mapped = !pte_range_none(ptep, PAGE_GRANULE_NR);
-		*whole = page_granule_pte_state(vma, addr, ptep) ==
-			 PAGE_GRANULE_WHOLE;
-		pte_unmap_unlock(ptep, ptl);
+	if (!ptep)
+		return;
+	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		const pte_t pte = ptep_get(ptep + i);
+
+		if (pte_none(pte))
+			continue;
+		state->mapped = true;
+		if (!pte_present(pte))
+			state->special = true;
+		else if (pgtable_supports_soft_dirty() && pte_soft_dirty(pte))
+			state->soft_dirty = true;
 	}
-	return mapped;
+	state->whole = page_granule_pte_state(vma, addr, ptep) ==
+		       PAGE_GRANULE_WHOLE;
+	pte_unmap_unlock(ptep, ptl);
 }
 
 /* Make a granule of shared anonymous memory whole, see page_granule_repair(). */
 static int repair_shared(struct vm_area_struct *vma, unsigned long addr)
 {
-	bool mapped, whole;
+	unsigned int flags = FAULT_FLAG_REMOTE;
+	struct shared_state state = {};
 	int ret;
 
-	mapped = repair_mapped(vma, addr, &whole);
-	if (whole)
+	repair_look(vma, addr, &state);
+	if (state.whole)
 		return 0;
-	ret = page_granule_collapse(vma, addr);
-	if (ret < 0)
-		return ret;
+	if (state.special)
+		return -EINVAL;
+	ret = page_granule_collapse(vma, addr, state.mapped);
 	if (!ret) {
 		count_vm_event(GRANULE_REPAIR);
 		trace_page_granule_repair(vma->vm_mm, addr);
 	}
 	/* The others that map it come by themselves. */
-	if (mapped) {
-		if (ret)
+	if (state.mapped) {
+		if (ret == 1)
 			zap_vma_range(vma, addr, PAGE_GRANULE_SIZE);
-		handle_mm_fault(vma, addr, FAULT_FLAG_REMOTE, NULL);
+		/* Too much is better than too little for who tracks this. */
+		if (state.soft_dirty && (vma->vm_flags & VM_WRITE))
+			flags |= FAULT_FLAG_WRITE;
+		handle_mm_fault(vma, addr, flags, NULL);
 	}
-	return 0;
+	return min(ret, 0);
 }
 
 /**

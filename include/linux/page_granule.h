@@ -429,7 +429,8 @@ int page_granule_break_folio(struct page *page, struct list_head *list,
 void page_granule_repair_range(struct vm_area_struct *vma, unsigned long start,
 			       unsigned long end);
 void page_granule_repair_later(struct mm_struct *mm, unsigned long addr);
-int page_granule_collapse(struct vm_area_struct *vma, unsigned long addr);
+int page_granule_collapse(struct vm_area_struct *vma, unsigned long addr,
+			  bool mapped);
 const char *page_granule_check_ptes(struct vm_area_struct *vma,
 				    unsigned long addr, pte_t *ptep);
 bool page_granule_default(struct mm_struct *mm);
