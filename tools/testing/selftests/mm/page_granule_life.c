@@ -15,6 +15,7 @@
 #include <linux/fs.h>
 #include <linux/mempolicy.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -1258,6 +1259,30 @@ static bool mem_page_out(struct mem *mem)
 	return false;
 }
 
+/*
+ * A single page has one reference more while it waits in a batch of some CPU's to
+ * be moved on the LRU, as it does after writeback. It might be I/O, so that it is
+ * not copied. Wait until there are none; to drop caches drains the batches.
+ */
+static void lru_settle(void)
+{
+	int i;
+
+	for (i = 0; i < 500 && granule_vmstat("nr_writeback"); i++)
+		usleep(10 * 1000);
+	granule_write("/proc/sys/vm/drop_caches", "1");
+}
+
+/* The kernel drains those of its own CPU itself: stay there. */
+static bool stay_on_cpu(void)
+{
+	cpu_set_t cpus;
+
+	CPU_ZERO(&cpus);
+	CPU_SET(sched_getcpu(), &cpus);
+	return !sched_setaffinity(0, sizeof(cpus), &cpus);
+}
+
 /* To another node. Returns 0, a negative errno, or that there is none. */
 #define NO_NODES	1
 #define NODES_REMEDY	"one NUMA node: boot with two"
@@ -2443,6 +2468,7 @@ TEST_F(page_granule_life_fallback, scattered_slots)
 				  0);
 	}
 	ASSERT_TRUE(mem_page_out(mem));
+	lru_settle();
 	mem_read(mem);
 	EXPECT_INTACT(mem);
 	mem_write_pages(mem, 3);
@@ -2612,6 +2638,7 @@ FIXTURE_SETUP(page_granule_shared)
 {
 	struct mem *mem = &self->mem;
 
+	ASSERT_TRUE(stay_on_cpu());
 	ASSERT_TRUE(mem_create(mem, variant->kind));
 	if (!join_cgroup(self->root, self->cgroup, sizeof(self->cgroup)))
 		SKIP(return, CGROUP_REMEDY);
