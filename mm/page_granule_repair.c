@@ -523,7 +523,7 @@ static int repair_anon(struct vm_area_struct *vma, unsigned long addr)
 
 	for (i = 0; i < PAGE_GRANULE_NR; i++)
 		ptes[i] = ptep_get_and_clear(mm, addr + i * PAGE_SIZE, ptep + i);
-	flush_tlb_range(vma, addr, addr + PAGE_GRANULE_SIZE);
+	flush_tlb_ptes(vma, addr, PAGE_GRANULE_NR);
 	error = repair_copy(vma, addr, ptes, folio);
 	if (error) {
 		for (i = 0; i < PAGE_GRANULE_NR; i++)
