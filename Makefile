@@ -17,7 +17,7 @@ ARCHES := $(or $(ARCH),x86_64 arm64)
 ONE := $(or $(ARCH),$(HOST))
 
 .PHONY: demo help check deps tree export apply sync lint kernel boot kunit \
-	kselftest mm-compare stress vma-test bisect clean work
+	kselftest mm-compare stress vma-test bench bisect clean work
 
 demo: work ## boot a patched kernel and show 64 KiB runs, measured
 	@scripts/demo $(ONE)
@@ -68,6 +68,9 @@ mm-compare: work ## the base's mm selftests, unpatched against patched (an hour)
 
 stress: work ## all at once for 10 minutes, with KASAN and lockdep (builds for 20)
 	@for a in $(ARCHES); do scripts/stress $$a; done
+
+bench: work ## measure every stage of life in out/bench/, base and 64K kernel beside
+	@scripts/bench $(ARCHES)
 
 vma-test: work ## run tools/testing/vma on the host
 	@scripts/vma-test

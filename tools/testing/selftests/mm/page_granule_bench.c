@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Page granule: what a stage of the life of anonymous memory costs and what it
- * leaves of the runs, for 4 KiB pages, for 64 KiB mTHP and for granules, in one
- * boot. Not a test: it passes no judgement on the numbers.
+ * leaves of the runs, for 4 KiB pages, for 64 KiB mTHP, for 64 KiB hugetlb pages
+ * and for granules, in one boot. A kernel with 64 KiB pages has them alone. Not a
+ * test: it passes no judgement on the numbers.
  *
  * Time is CLOCK_MONOTONIC_RAW. Under "qemu -icount shift=0,sleep=off" one
  * instruction takes one virtual nanosecond, so it counts instructions there,
@@ -12,6 +13,7 @@
 #include <errno.h>
 #include <getopt.h>
 #include <limits.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -32,13 +34,16 @@
 #define MAX_REPEAT	99
 #define GRANULE_ORDER	4
 #define MAX_PAGEOUT	10
+#define MAX_THREADS	64
+#define HUGETLB_SYSFS	"/sys/kernel/mm/hugepages/hugepages-64kB"
+#define MAX_EVENTS	16
 #define FREE_PART	5	/* when fragmented, one in that many pages is free */
 #define FREE_SLACK	400	/* give or take one in that many of all */
 #define MAX_ROUNDS	4
 #define MAX_IN_VAIN	64
 #define REPAIR_SECONDS	10U
 
-/* The stages, in the order in which one area goes through them. */
+/* The stages: those of a life, in its order, and one that is no part of it. */
 enum stage_id {
 	FIRST_TOUCH,
 	FORK,
@@ -51,6 +56,8 @@ enum stage_id {
 	ZERO_READ,
 	WRITE_AFTER_READ,
 	MUNMAP,
+	NR_LIFE,
+	SPARSE_TOUCH = NR_LIFE,
 	NR_STAGES,
 	UNTOUCHED = NR_STAGES,
 };
@@ -68,35 +75,45 @@ struct result {
 	unsigned long whole;
 	unsigned long granules;
 	unsigned long rss_kb;
-};
-
-struct bench {
-	unsigned long mib;
-	unsigned int repeat;
-	bool json;
-	bool swap;
-	int pagemap;
-	char *smaps;		/* lines of the granule VMA, from its last stage */
+	unsigned long events[MAX_EVENTS];
 };
 
 /* Which pages the memory is made of. */
 struct config {
 	const char *name;
+	long page_size;		/* of the kernels that can be asked for it */
 	unsigned int thp_order;	/* 0: THP never */
 	enum granule_kind kind;
+	bool hugetlb;
 };
 
 enum config_id {
 	CONFIG_4K,
 	CONFIG_MTHP,
+	CONFIG_HUGETLB,
 	CONFIG_GRANULE,
+	CONFIG_64K,
 	NR_CONFIGS,
 };
 
 static const struct config configs[NR_CONFIGS] = {
-	[CONFIG_4K] = { "4K", 0, GRANULE_UNTAGGED },
-	[CONFIG_MTHP] = { "mTHP 64K", GRANULE_ORDER, GRANULE_UNTAGGED },
-	[CONFIG_GRANULE] = { "granule", 0, GRANULE_CONTRACT },
+	[CONFIG_4K] = { "4K", BASE_SIZE, 0, GRANULE_UNTAGGED, false },
+	[CONFIG_MTHP] = { "mTHP 64K", BASE_SIZE, GRANULE_ORDER, GRANULE_UNTAGGED, false },
+	[CONFIG_HUGETLB] = { "hugetlb", BASE_SIZE, 0, GRANULE_UNTAGGED, true },
+	[CONFIG_GRANULE] = { "granule", BASE_SIZE, 0, GRANULE_CONTRACT, false },
+	[CONFIG_64K] = { "64K pages", GRANULE_SIZE, 0, GRANULE_UNTAGGED, false },
+};
+
+struct bench {
+	unsigned long mib;
+	unsigned int repeat;
+	unsigned int threads;
+	FILE *json;		/* NULL: not wanted */
+	bool tables;
+	bool swap;
+	int pagemap;
+	char *smaps;		/* lines of the granule VMA, from its last stage */
+	const char *missing[NR_CONFIGS]; /* why not to measure one, or NULL */
 };
 
 /* What of it is to be run. */
@@ -116,6 +133,48 @@ struct mem {
 	char *elsewhere;	/* as much room, for mremap() to move to */
 	pid_t child;		/* what fork() has made, or 0 */
 };
+
+/*
+ * What vmstat counts of TLB flushes and of contiguous PTEs, where the kernel does
+ * so. It is read outside of what is timed.
+ */
+static const char * const event_prefixes[] = { "nr_tlb_", "contpte_" };
+static char event_names[MAX_EVENTS][64];
+static unsigned int nr_events;
+
+static bool is_event(const char *name)
+{
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(event_prefixes); i++) {
+		if (!strncmp(name, event_prefixes[i], strlen(event_prefixes[i])))
+			return true;
+	}
+	return false;
+}
+
+static void find_events(void)
+{
+	char name[sizeof(event_names[0])];
+	FILE *fp;
+
+	fp = fopen("/proc/vmstat", "r");
+	if (!fp)
+		return;
+	while (nr_events < MAX_EVENTS && fscanf(fp, "%63s %*u", name) == 1) {
+		if (is_event(name))
+			strcpy(event_names[nr_events++], name);
+	}
+	fclose(fp);
+}
+
+static void count_events(struct result *res, int sign)
+{
+	unsigned int i;
+
+	for (i = 0; i < nr_events; i++)
+		res->events[i] += sign * granule_vmstat(event_names[i]);
+}
 
 /* The part of a stage that is measured starts and ends with these. */
 static void measure(struct result *res, int sign)
@@ -155,6 +214,15 @@ static void touch(char *area, size_t len)
 static bool do_touch(struct mem *mem)
 {
 	touch(mem->area, mem->len);
+	return true;
+}
+
+static bool do_sparse_touch(struct mem *mem)
+{
+	size_t i;
+
+	for (i = 0; i < mem->len; i += GRANULE_SIZE)
+		touch(mem->area + i, 1);
 	return true;
 }
 
@@ -260,6 +328,10 @@ static const struct stage stages[NR_STAGES] = {
 		"munmap", "munmap()",
 		FIRST_TOUCH, do_munmap, LEAVES_NOTHING,
 	},
+	[SPARSE_TOUCH] = {
+		"sparse-touch", "sparse touch: one byte written in each 64 KiB",
+		UNTOUCHED, do_sparse_touch, LEAVES_MEMORY,
+	},
 };
 
 static int error(const char *what)
@@ -297,6 +369,14 @@ static char *smaps_lines(char *area, size_t len)
 	return out;
 }
 
+static char *map_area(const struct config *config, char *area, size_t len)
+{
+	if (config->hugetlb)
+		return mmap(area, len, PROT_RW,
+			    ANON_FLAGS | MAP_FIXED | MAP_HUGETLB | MAP_HUGE_64KB, -1, 0);
+	return granule_mmap(config->kind, area, len, PROT_RW, MAP_FIXED);
+}
+
 /*
  * Map fresh memory. It starts at a multiple of 2 MiB, and the place to move it to
  * does not, so that page tables cannot be moved in place of what is in them.
@@ -314,7 +394,7 @@ static bool mem_create(struct mem *mem, const struct config *config, size_t len)
 	area = (char *)(((unsigned long)mem->base + HPAGE_SIZE - 1) &
 			-(unsigned long)HPAGE_SIZE);
 	mem->elsewhere = area + len + GRANULE_SIZE;
-	mem->area = granule_mmap(config->kind, area, len, PROT_RW, MAP_FIXED);
+	mem->area = map_area(config, area, len);
 	return mem->area == area;
 }
 
@@ -348,20 +428,30 @@ static unsigned long count_zero_runs(const struct bench *bench, const struct mem
 	return nr;
 }
 
-/* What is there after a stage. */
+static unsigned long count_whole(const struct bench *bench, const struct mem *mem,
+				 enum leaves leaves)
+{
+	if (leaves == LEAVES_NOTHING)
+		return 0;
+	/* Each step of a base page finds the page of 64 KiB that it is in. */
+	if (getpagesize() == GRANULE_SIZE)
+		return granule_present_pages(bench->pagemap, mem->area, mem->len) /
+		       GRANULE_NR_PAGES;
+	if (leaves == LEAVES_ZEROES)
+		return count_zero_runs(bench, mem);
+	return granule_count(bench->pagemap, mem->area, mem->len, GRANULE_WHOLE);
+}
+
+/* What is there after a stage. smaps does not count hugetlb pages as RSS. */
 static void look(const struct bench *bench, const struct stage *stage,
 		 const struct mem *mem, struct result *res)
 {
 	struct granule_smaps smaps;
 
 	res->granules = mem->len / GRANULE_SIZE;
-	if (stage->leaves == LEAVES_MEMORY)
-		res->whole = granule_count(bench->pagemap, mem->area, mem->len,
-					   GRANULE_WHOLE);
-	else if (stage->leaves == LEAVES_ZEROES)
-		res->whole = count_zero_runs(bench, mem);
+	res->whole = count_whole(bench, mem, stage->leaves);
 	if (mem->area && granule_read_smaps(getpid(), mem->area, &smaps))
-		res->rss_kb = smaps.rss;
+		res->rss_kb = smaps.rss + smaps.private_hugetlb + smaps.shared_hugetlb;
 }
 
 /* A stage, measured, on memory in the state that it starts from. */
@@ -372,6 +462,7 @@ static bool run_stage(const struct bench *bench, const struct stage *stage,
 	bool ok;
 
 	memset(res, 0, sizeof(*res));
+	count_events(res, -1);
 	do {
 		measure_start(res);
 		ok = stage->run(mem);
@@ -380,6 +471,7 @@ static bool run_stage(const struct bench *bench, const struct stage *stage,
 		 ++tries < MAX_PAGEOUT);
 	if (!ok || tries == MAX_PAGEOUT)
 		return false;
+	count_events(res, 1);
 	look(bench, stage, mem, res);
 	/* Only to write to what it shares with its parent is the child kept. */
 	if (stage != &stages[FORK])
@@ -419,7 +511,15 @@ static bool needs_swap(const struct stage *stage)
 	return stage == &stages[PAGEOUT] || stage == &stages[SWAP_IN];
 }
 
-/* All stages in their order, on the same memory. */
+static bool can_run(const struct bench *bench, const struct config *config,
+		    const struct stage *stage)
+{
+	if (bench->missing[config - configs])
+		return false;
+	return !needs_swap(stage) || (bench->swap && !config->hugetlb);
+}
+
+/* All stages of a life in their order, on the same memory. */
 static bool run_life(struct bench *bench, const struct config *config,
 		     struct result *res)
 {
@@ -428,8 +528,8 @@ static bool run_life(struct bench *bench, const struct config *config,
 	bool ok;
 
 	ok = mem_create(&mem, config, bench->mib * MIB);
-	for (i = 0; ok && i < NR_STAGES; i++) {
-		if (bench->swap || !needs_swap(&stages[i]))
+	for (i = 0; ok && i < NR_LIFE; i++) {
+		if (can_run(bench, config, &stages[i]))
 			ok = run_stage(bench, &stages[i], &mem, &res[i]);
 	}
 	mem_destroy(&mem);
@@ -460,15 +560,21 @@ static void summarize(struct result *runs, unsigned int nr, struct summary *sum)
 	sum->valid = true;
 }
 
-static bool select_config(const struct config *config)
+/* After fork(), parent and child have pages of their own. */
+static unsigned long hugetlb_pool(const struct bench *bench)
 {
-	if (config->kind != GRANULE_UNTAGGED && !granule_supported())
-		return false;
+	return 2 * bench->mib * MIB / GRANULE_SIZE;
+}
+
+static void select_config(const struct bench *bench, const struct config *config)
+{
 	if (config->thp_order)
 		granule_thp_order(config->thp_order);
 	else
 		granule_thp_never();
-	return true;
+	if (!bench->missing[CONFIG_HUGETLB])
+		hugetlb_set_nr_pages(GRANULE_SIZE,
+				     config->hugetlb ? hugetlb_pool(bench) : 0);
 }
 
 static bool failed(const struct config *config, const char *what)
@@ -498,8 +604,8 @@ static bool measure_fresh(struct bench *bench, const struct config *config,
 static bool measure_life(struct bench *bench, const struct config *config,
 			 struct summary *sums)
 {
-	static struct result runs[NR_STAGES][MAX_REPEAT];
-	struct result life[NR_STAGES];
+	static struct result runs[NR_LIFE][MAX_REPEAT];
+	struct result life[NR_LIFE];
 	unsigned int i, j;
 
 	if (!run_life(bench, config, life))
@@ -507,14 +613,30 @@ static bool measure_life(struct bench *bench, const struct config *config,
 	for (i = 0; i < bench->repeat; i++) {
 		if (!run_life(bench, config, life))
 			return failed(config, "life");
-		for (j = 0; j < NR_STAGES; j++)
+		for (j = 0; j < NR_LIFE; j++)
 			runs[j][i] = life[j];
 	}
-	for (j = 0; j < NR_STAGES; j++) {
-		if (bench->swap || !needs_swap(&stages[j]))
+	for (j = 0; j < NR_LIFE; j++) {
+		if (can_run(bench, config, &stages[j]))
 			summarize(runs[j], bench->repeat, &sums[j]);
 	}
 	return true;
+}
+
+static double per_granule(const struct bench *bench, unsigned long val)
+{
+	return (double)val / (bench->mib * MIB / GRANULE_SIZE);
+}
+
+static void print_json_events(const struct bench *bench, const struct result *res)
+{
+	unsigned int i;
+
+	fprintf(bench->json, ", \"events_per_granule\": {");
+	for (i = 0; i < nr_events; i++)
+		fprintf(bench->json, "%s\"%s\": %.4f", i ? ", " : "", event_names[i],
+			per_granule(bench, res->events[i]));
+	fprintf(bench->json, "}");
 }
 
 static void print_json(const struct bench *bench, const char *set,
@@ -522,19 +644,41 @@ static void print_json(const struct bench *bench, const char *set,
 		       const struct summary *sum)
 {
 	const struct result *res = &sum->median;
+	FILE *fp = bench->json;
 
-	if (!sum->valid)
+	if (!fp || !sum->valid)
 		return;
-	printf("{\"set\": \"%s\", \"stage\": \"%s\", \"config\": \"%s\", ", set,
-	       stage->name, config->name);
-	printf("\"mib\": %lu, \"faults\": %lu, \"ns\": %lu, ", bench->mib, res->faults,
-	       res->ns);
-	printf("\"ns_min\": %lu, \"ns_max\": %lu, ", sum->ns_min, sum->ns_max);
+	fprintf(fp, "{\"set\": \"%s\", \"stage\": \"%s\", \"config\": \"%s\", ", set,
+		stage->name, config->name);
+	fprintf(fp, "\"threads\": %u, \"mib\": %lu, \"faults\": %lu, \"ns\": %lu, ",
+		bench->threads, bench->mib, res->faults, res->ns);
+	fprintf(fp, "\"ns_min\": %lu, \"ns_max\": %lu, ", sum->ns_min, sum->ns_max);
 	if (stage->leaves == LEAVES_NOTHING)
-		printf("\"whole\": null, ");
+		fprintf(fp, "\"whole\": null, ");
 	else
-		printf("\"whole\": %lu, ", res->whole);
-	printf("\"granules\": %lu, \"rss_kb\": %lu}\n", res->granules, res->rss_kb);
+		fprintf(fp, "\"whole\": %lu, ", res->whole);
+	fprintf(fp, "\"granules\": %lu, \"rss_kb\": %lu", res->granules, res->rss_kb);
+	if (nr_events)
+		print_json_events(bench, res);
+	fprintf(fp, "}\n");
+}
+
+static void print_value(bool valid, int digits, double val)
+{
+	if (valid)
+		printf(" %9.*f", digits, val);
+	else
+		printf(" %9s", "-");
+}
+
+static void print_config_names(const struct bench *bench)
+{
+	unsigned int i;
+
+	for (i = 0; i < NR_CONFIGS; i++) {
+		if (!bench->missing[i])
+			printf(" %9s", configs[i].name);
+	}
 }
 
 /* One stage: a row for each configuration. */
@@ -564,34 +708,29 @@ static void print_stage(const struct bench *bench, const struct stage *stage,
 	}
 }
 
-static void print_ratio(unsigned long ns, unsigned long base)
+static void print_table_row(const struct bench *bench, const char *name,
+			    const struct summary *sums, enum leaves leaves)
 {
-	if (base)
-		printf(" %8.2f", (double)ns / base);
-	else
-		printf(" %8s", "-");
-}
-
-static void print_table_row(const char *name, const struct summary *sums,
-			    enum leaves leaves)
-{
-	const unsigned long granules = sums->median.granules;
 	unsigned int i;
 
 	printf("%-16s", name);
-	for (i = 0; i < NR_CONFIGS; i++)
-		printf(" %9lu", sums[i].median.ns / granules);
-	print_ratio(sums[CONFIG_GRANULE].median.ns, sums[CONFIG_MTHP].median.ns);
-	for (i = 0; i < NR_CONFIGS; i++)
-		printf(" %8.2f", (double)sums[i].median.faults / granules);
 	for (i = 0; i < NR_CONFIGS; i++) {
-		if (leaves == LEAVES_NOTHING || !sums[i].valid)
-			printf(" %8s", "-");
-		else
-			printf(" %7lu%c", sums[i].median.whole,
-			       leaves == LEAVES_ZEROES ? 'z' : ' ');
+		if (!bench->missing[i])
+			print_value(sums[i].valid, 0, per_granule(bench, sums[i].median.ns));
 	}
-	printf("\n");
+	print_value(sums[CONFIG_GRANULE].valid && sums[CONFIG_MTHP].valid, 2,
+		    (double)sums[CONFIG_GRANULE].median.ns / sums[CONFIG_MTHP].median.ns);
+	for (i = 0; i < NR_CONFIGS; i++) {
+		if (!bench->missing[i])
+			print_value(sums[i].valid, 2,
+				    per_granule(bench, sums[i].median.faults));
+	}
+	for (i = 0; i < NR_CONFIGS; i++) {
+		if (!bench->missing[i])
+			print_value(sums[i].valid && leaves != LEAVES_NOTHING, 0,
+				    sums[i].median.whole);
+	}
+	printf("%s\n", leaves == LEAVES_ZEROES ? " of zeroes" : "");
 }
 
 /* The worst of all repeats, so that the reader knows what a digit is worth. */
@@ -618,43 +757,102 @@ static void print_spread(struct summary (*sums)[NR_CONFIGS])
 	       configs[config].name);
 }
 
+static void print_table_head(const struct bench *bench)
+{
+	unsigned int i;
+	int width = 0;
+
+	for (i = 0; i < NR_CONFIGS; i++) {
+		if (!bench->missing[i])
+			width += 10;
+	}
+	printf("Instructions and faults per 64 KiB, and whole runs of %lu\n",
+	       bench->mib * MIB / GRANULE_SIZE);
+	printf("%-16s%*s %9s%*s%*s\n", "", width, "instructions", "granule", width, "faults",
+	       width, "whole");
+	printf("%-16s", "stage");
+	print_config_names(bench);
+	printf(" %9s", "/ mTHP");
+	print_config_names(bench);
+	print_config_names(bench);
+	printf("\n");
+}
+
+static bool any_valid(const struct summary *sums)
+{
+	unsigned int i;
+
+	for (i = 0; i < NR_CONFIGS; i++) {
+		if (sums[i].valid)
+			return true;
+	}
+	return false;
+}
+
 /* All stages: a row for each of them, and their sum. */
 static void print_table(const struct bench *bench, struct summary (*sums)[NR_CONFIGS],
 			bool total)
 {
 	struct summary all[NR_CONFIGS] = { };
-	char whole[32];
 	unsigned int i, j;
 
-	snprintf(whole, sizeof(whole), "whole runs of %lu", bench->mib * MIB / GRANULE_SIZE);
-	printf("%-16s %29s %8s %26s %26s\n", "", "instructions per 64 KiB", "granule",
-	       "faults per 64 KiB", whole);
-	printf("%-16s", "stage");
-	for (i = 0; i < NR_CONFIGS; i++)
-		printf(" %9s", configs[i].name);
-	printf(" %8s", "/ mTHP");
-	for (j = 0; j < 2; j++) {
-		for (i = 0; i < NR_CONFIGS; i++)
-			printf(" %8s", configs[i].name);
-	}
-	printf("\n");
-
+	print_table_head(bench);
+	for (j = 0; j < NR_CONFIGS; j++)
+		all[j].valid = true;
 	for (i = 0; i < NR_STAGES; i++) {
-		if (!sums[i][CONFIG_4K].valid) {
-			printf("%-16s skipped: needs swap\n", stages[i].name);
+		if (!any_valid(sums[i])) {
+			if (needs_swap(&stages[i]))
+				printf("%-16s skipped: needs swap\n", stages[i].name);
 			continue;
 		}
-		print_table_row(stages[i].name, sums[i], stages[i].leaves);
+		print_table_row(bench, stages[i].name, sums[i], stages[i].leaves);
 		for (j = 0; j < NR_CONFIGS; j++) {
-			all[j].valid |= sums[i][j].valid;
+			all[j].valid &= sums[i][j].valid;
 			all[j].median.ns += sums[i][j].median.ns;
 			all[j].median.faults += sums[i][j].median.faults;
-			all[j].median.granules = sums[i][j].median.granules;
 		}
 	}
 	if (total)
-		print_table_row("sum", all, LEAVES_NOTHING);
+		print_table_row(bench, "sum", all, LEAVES_NOTHING);
 	print_spread(sums);
+}
+
+/* One event: a row for each stage in which it happens. */
+static void print_event(const struct bench *bench, struct summary (*sums)[NR_CONFIGS],
+			unsigned int event)
+{
+	bool head = false;
+	unsigned int i, j;
+
+	for (i = 0; i < NR_STAGES; i++) {
+		for (j = 0; j < NR_CONFIGS; j++) {
+			if (sums[i][j].median.events[event])
+				break;
+		}
+		if (j == NR_CONFIGS)
+			continue;
+		if (!head) {
+			printf("\n%s per 64 KiB\n%-16s", event_names[event], "stage");
+			print_config_names(bench);
+			printf("\n");
+			head = true;
+		}
+		printf("%-16s", stages[i].name);
+		for (j = 0; j < NR_CONFIGS; j++) {
+			if (!bench->missing[j])
+				print_value(sums[i][j].valid, 3,
+					    per_granule(bench, sums[i][j].median.events[event]));
+		}
+		printf("\n");
+	}
+}
+
+static void print_events(const struct bench *bench, struct summary (*sums)[NR_CONFIGS])
+{
+	unsigned int i;
+
+	for (i = 0; i < nr_events; i++)
+		print_event(bench, sums, i);
 }
 
 /* Each of the stages, or one of them, from fresh memory. */
@@ -664,49 +862,52 @@ static bool bench_stages(struct bench *bench, const struct stage *only)
 	unsigned int i, j;
 
 	for (i = 0; i < NR_STAGES; i++) {
-		if ((only && only != &stages[i]) || (!bench->swap && needs_swap(&stages[i])))
+		if (only && only != &stages[i])
 			continue;
 		for (j = 0; j < NR_CONFIGS; j++) {
-			if (!select_config(&configs[j]))
+			if (!can_run(bench, &configs[j], &stages[i]))
 				continue;
+			select_config(bench, &configs[j]);
 			if (!measure_fresh(bench, &configs[j], &stages[i], &sums[i][j]))
 				return false;
-			if (bench->json)
-				print_json(bench, "fresh", &configs[j], &stages[i],
-					   &sums[i][j]);
+			print_json(bench, "fresh", &configs[j], &stages[i], &sums[i][j]);
 		}
-		if (only && !bench->json)
-			print_stage(bench, &stages[i], sums[i]);
 	}
-	if (!only && !bench->json) {
+	if (!bench->tables)
+		return true;
+	if (only) {
+		print_stage(bench, only, sums[only - stages]);
+	} else {
 		printf("\nEach stage on fresh memory\n");
 		print_table(bench, sums, false);
+		print_stage(bench, &stages[SPARSE_TOUCH], sums[SPARSE_TOUCH]);
 	}
+	print_events(bench, sums);
 	return true;
 }
 
 static bool bench_life(struct bench *bench)
 {
 	struct summary sums[NR_STAGES][NR_CONFIGS] = { };
-	struct summary life[NR_STAGES];
+	struct summary life[NR_LIFE];
 	unsigned int i, j;
 
 	for (j = 0; j < NR_CONFIGS; j++) {
-		if (!select_config(&configs[j]))
+		if (bench->missing[j])
 			continue;
+		select_config(bench, &configs[j]);
 		memset(life, 0, sizeof(life));
 		if (!measure_life(bench, &configs[j], life))
 			return false;
-		for (i = 0; i < NR_STAGES; i++) {
+		for (i = 0; i < NR_LIFE; i++) {
 			sums[i][j] = life[i];
-			if (bench->json)
-				print_json(bench, "life", &configs[j], &stages[i],
-					   &sums[i][j]);
+			print_json(bench, "life", &configs[j], &stages[i], &sums[i][j]);
 		}
 	}
-	if (!bench->json) {
+	if (bench->tables) {
 		printf("\nOne life: all stages on the same memory\n");
 		print_table(bench, sums, true);
+		print_events(bench, sums);
 	}
 	return true;
 }
@@ -721,6 +922,50 @@ static void run_alone(bool alone)
 
 	sched_setscheduler(0, alone ? SCHED_FIFO | SCHED_RESET_ON_FORK : SCHED_OTHER,
 			   &param);
+}
+
+/*
+ * What the other threads do: use the mm on a CPU of theirs, so that it has to be
+ * flushed there, or, without a CPU, sleep. They do not fault.
+ */
+static void *use_mm(void *has_cpu)
+{
+	for (;;) {
+		if (!has_cpu)
+			pause();
+	}
+	return NULL;
+}
+
+/*
+ * Share the mm among several threads. This one keeps its CPU to itself, and the
+ * others have the rest. On one CPU, as qemu -icount has it, the mm has more than
+ * one user and nothing else changes.
+ */
+static bool start_threads(unsigned int nr)
+{
+	cpu_set_t own, others;
+	pthread_attr_t attr;
+	pthread_t thread;
+	bool ok = true;
+	long has_cpu;
+
+	if (nr == 1)
+		return true;
+	CPU_ZERO(&own);
+	CPU_SET(sched_getcpu(), &own);
+	if (sched_getaffinity(0, sizeof(others), &others) ||
+	    sched_setaffinity(0, sizeof(own), &own))
+		return false;
+	CPU_XOR(&others, &others, &own);
+	has_cpu = CPU_COUNT(&others);
+	pthread_attr_init(&attr);
+	if (has_cpu)
+		pthread_attr_setaffinity_np(&attr, sizeof(others), &others);
+	while (ok && --nr)
+		ok = !pthread_create(&thread, &attr, use_mm, (void *)has_cpu);
+	pthread_attr_destroy(&attr);
+	return ok;
 }
 
 /*
@@ -1073,7 +1318,7 @@ static bool fragment_memory(const struct bench *bench, struct filler *filler,
 		if (nr < want && !drop_pages(bench, filler, want - nr))
 			return failed(&configs[fragment->config], "fragment");
 		fill_blocks(filler);
-		select_config(&configs[fragment->config]);
+		select_config(bench, &configs[fragment->config]);
 		set_defrag(fragment->defrag);
 		if (is_fragmented(res))
 			return true;
@@ -1133,16 +1378,20 @@ static void print_fragmented(const struct bench *bench, enum filler_kind kind,
 	const unsigned long total = granule_meminfo_kb("MemTotal");
 
 	if (bench->json) {
-		printf("{\"set\": \"fragment\", \"filler\": \"%s\", \"config\": \"%s\", ",
-		       fillers[kind].name, fragment->name);
-		printf("\"mib\": %lu, \"ns\": %lu, \"free_kb\": %lu, \"total_kb\": %lu, ",
-		       bench->mib, res->ns, res->free_kb, total);
-		printf("\"free_blocks\": %lu, \"whole\": %lu, \"whole_later\": %lu, ",
-		       res->blocks, res->whole, res->whole_later);
-		printf("\"whole_drained\": %lu, \"granules\": %lu}\n", res->whole_drained,
-		       granules);
-		return;
+		fprintf(bench->json, "{\"set\": \"fragment\", \"filler\": \"%s\", ",
+			fillers[kind].name);
+		fprintf(bench->json, "\"config\": \"%s\", \"threads\": %u, \"mib\": %lu, ",
+			fragment->name, bench->threads, bench->mib);
+		fprintf(bench->json, "\"ns\": %lu, \"free_kb\": %lu, \"total_kb\": %lu, ",
+			res->ns, res->free_kb, total);
+		fprintf(bench->json, "\"free_blocks\": %lu, \"whole\": %lu, ", res->blocks,
+			res->whole);
+		fprintf(bench->json, "\"whole_later\": %lu, \"whole_drained\": %lu, ",
+			res->whole_later, res->whole_drained);
+		fprintf(bench->json, "\"granules\": %lu}\n", granules);
 	}
+	if (!bench->tables)
+		return;
 	printf("%-18s %8.1f %12lu %14lu", fragment->name, 100.0 * res->free_kb / total,
 	       res->blocks, res->ns / granules);
 	print_share(res->whole, granules);
@@ -1155,7 +1404,7 @@ static void print_fragment_head(const struct bench *bench, enum filler_kind kind
 {
 	char whole[32], later[32];
 
-	if (bench->json)
+	if (!bench->tables)
 		return;
 	snprintf(whole, sizeof(whole), "whole runs of %lu", bench->mib * MIB / GRANULE_SIZE);
 	snprintf(later, sizeof(later), "after %u s", REPAIR_SECONDS);
@@ -1176,8 +1425,7 @@ static bool bench_fragment(struct bench *bench, enum filler_kind kind)
 	for (i = 0; i < ARRAY_SIZE(fragment_configs); i++) {
 		const struct fragment_config *fragment = &fragment_configs[i];
 
-		if (configs[fragment->config].kind != GRANULE_UNTAGGED &&
-		    !granule_supported())
+		if (bench->missing[fragment->config])
 			continue;
 		if (!run_fragmented(bench, fragment, kind, &res))
 			return false;
@@ -1206,20 +1454,84 @@ static bool bench_fragments(struct bench *bench)
 		ok = bench_fragment(bench, kind);
 	granule_repair(false);
 	run_alone(true);
-	if (!bench->json)
+	if (bench->tables)
 		printf("One run each. Drained: %u s after what fills memory was freed.\n",
 		       REPAIR_SECONDS);
 	return ok;
 }
 
+/* Why this kernel has no memory of a configuration, or NULL where it has. */
+static const char *find_missing(const struct bench *bench, enum config_id id)
+{
+	if (configs[id].page_size != getpagesize())
+		return configs[id].page_size == BASE_SIZE ?
+		       "boot a kernel with 4 KiB pages" :
+		       "boot an arm64 kernel with 64 KiB pages";
+	switch (id) {
+	case CONFIG_MTHP:
+		if (thp_supported_orders() & (1UL << GRANULE_ORDER))
+			return NULL;
+		return "no mTHP of 64 KiB: set CONFIG_TRANSPARENT_HUGEPAGE=y";
+	case CONFIG_HUGETLB:
+		if (access(HUGETLB_SYSFS, F_OK))
+			return "no such pages of 64 KiB: arm64 has them, with CONFIG_HUGETLBFS=y";
+		hugetlb_set_nr_pages(GRANULE_SIZE, hugetlb_pool(bench));
+		if (hugetlb_free_pages(GRANULE_SIZE) >= hugetlb_pool(bench))
+			return NULL;
+		return "nr_hugepages cannot be raised: free memory, or give a smaller --mib";
+	case CONFIG_GRANULE:
+		return granule_supported() ? NULL : "build the kernel with CONFIG_PAGE_GRANULE=y";
+	default:
+		return NULL;
+	}
+}
+
+static unsigned long saved_hugetlb;
+
+static void restore_hugetlb(void)
+{
+	hugetlb_set_nr_pages(GRANULE_SIZE, saved_hugetlb);
+}
+
+static void find_configs(struct bench *bench)
+{
+	unsigned int i;
+
+	if (!access(HUGETLB_SYSFS, F_OK)) {
+		saved_hugetlb = hugetlb_nr_pages(GRANULE_SIZE);
+		atexit(restore_hugetlb);
+	}
+	for (i = 0; i < NR_CONFIGS; i++)
+		bench->missing[i] = find_missing(bench, i);
+}
+
+static void print_missing(const struct bench *bench)
+{
+	unsigned int i;
+
+	for (i = 0; i < NR_CONFIGS; i++) {
+		if (!bench->missing[i])
+			continue;
+		if (bench->json)
+			fprintf(bench->json,
+				"{\"set\": \"missing\", \"config\": \"%s\", \"why\": \"%s\"}\n",
+				configs[i].name, bench->missing[i]);
+		if (bench->tables)
+			printf("No %s: %s.\n", configs[i].name, bench->missing[i]);
+	}
+}
+
 static int run_bench(struct bench *bench, const struct job *job)
 {
-	if (!bench->json)
-		printf("%lu MiB of anonymous memory, median of %u runs.\n"
+	if (bench->tables)
+		printf("%lu MiB of anonymous memory, %u thread(s), median of %u runs.\n"
 		       "Instructions are ns of CLOCK_MONOTONIC_RAW: instructions indeed under\n"
 		       "qemu -icount shift=0,sleep=off, and wall time elsewhere.\n",
-		       bench->mib, bench->repeat);
+		       bench->mib, bench->threads, bench->repeat);
+	print_missing(bench);
 
+	if (!start_threads(bench->threads))
+		return error("no threads to share the mm: give a smaller --threads");
 	run_alone(true);
 	if (job->stage && !bench_stages(bench, job->stage))
 		return KSFT_FAIL;
@@ -1229,12 +1541,7 @@ static int run_bench(struct bench *bench, const struct job *job)
 		return KSFT_FAIL;
 	if (job->fragment && !bench_fragments(bench))
 		return KSFT_FAIL;
-	if (!granule_supported()) {
-		fflush(stdout);
-		error("no granule row: build the kernel with CONFIG_PAGE_GRANULE=y");
-		return KSFT_SKIP;
-	}
-	if (!bench->json && bench->smaps && job->stage)
+	if (bench->tables && bench->smaps && job->stage)
 		printf("\nsmaps of the granule VMA\n%s", bench->smaps);
 	return KSFT_PASS;
 }
@@ -1264,22 +1571,26 @@ static void print_usage(FILE *fp)
 	unsigned int i;
 
 	fprintf(fp,
-		"usage: page_granule_bench [--mib N] [--repeat N] [--stage NAME] [--all]\n"
-		"                          [--life] [--fragment] [--json]\n"
+		"usage: page_granule_bench [--mib N] [--repeat N] [--threads N] [--stage NAME]\n"
+		"                          [--all] [--life] [--fragment] [--json[=FILE]]\n"
 		"\n"
-		"Measure anonymous memory of 4 KiB pages, of 64 KiB mTHP and of 64 KiB granules.\n"
-		"Run as root, for instructions under qemu -icount shift=0,sleep=off.\n"
+		"Measure anonymous memory of 4 KiB pages, of 64 KiB mTHP, of 64 KiB hugetlb pages\n"
+		"and of 64 KiB granules, as far as the kernel has them, or of 64 KiB pages. Run as\n"
+		"root, for instructions under qemu -icount shift=0,sleep=off.\n"
 		"\n"
 		"  --mib N       memory to use in each run, in MiB (16)\n"
 		"  --repeat N    runs to take the median of, 1 to %d (3)\n"
+		"  --threads N   threads that share the mm, 1 to %d (1): all but one of them run\n"
+		"                on other CPUs, or sleep where there is no other\n"
 		"  --stage NAME  run this stage (first-touch)\n"
 		"  --all         run each stage, on fresh memory\n"
 		"  --life        run all stages in order, on the same memory\n"
 		"  --fragment    fragment free memory, and see how many runs it makes\n"
-		"  --json        one JSON object a line instead of tables\n"
+		"  --json        one JSON object a line instead of tables, or, where there is a\n"
+		"                FILE, in it and beside them\n"
 		"  --help        this text\n"
 		"\n"
-		"stages:\n", MAX_REPEAT);
+		"stages:\n", MAX_REPEAT, MAX_THREADS);
 	for (i = 0; i < NR_STAGES; i++)
 		fprintf(fp, "  %-16s  %s\n", stages[i].name, stages[i].what);
 }
@@ -1289,15 +1600,16 @@ int main(int argc, char **argv)
 	static const struct option options[] = {
 		{ "mib", required_argument, NULL, 'm' },
 		{ "repeat", required_argument, NULL, 'r' },
+		{ "threads", required_argument, NULL, 't' },
 		{ "stage", required_argument, NULL, 's' },
 		{ "all", no_argument, NULL, 'a' },
 		{ "life", no_argument, NULL, 'l' },
 		{ "fragment", no_argument, NULL, 'f' },
-		{ "json", no_argument, NULL, 'j' },
+		{ "json", optional_argument, NULL, 'j' },
 		{ "help", no_argument, NULL, 'h' },
 		{ }
 	};
-	struct bench bench = { .mib = 16, .repeat = 3 };
+	struct bench bench = { .mib = 16, .repeat = 3, .threads = 1, .tables = true };
 	struct job job = { };
 	unsigned long val;
 	int opt;
@@ -1312,6 +1624,11 @@ int main(int argc, char **argv)
 			if (!parse_number(optarg, MAX_REPEAT, &val))
 				return error("--repeat takes a number from 1 to 99");
 			bench.repeat = val;
+			break;
+		case 't':
+			if (!parse_number(optarg, MAX_THREADS, &val))
+				return error("--threads takes a number from 1 to 64");
+			bench.threads = val;
 			break;
 		case 's':
 			job.stage = find_stage(optarg);
@@ -1328,7 +1645,10 @@ int main(int argc, char **argv)
 			job.fragment = true;
 			break;
 		case 'j':
-			bench.json = true;
+			bench.tables = optarg;
+			bench.json = optarg ? fopen(optarg, "w") : stdout;
+			if (!bench.json)
+				return error("cannot write the file of --json");
 			break;
 		case 'h':
 			print_usage(stdout);
@@ -1347,10 +1667,12 @@ int main(int argc, char **argv)
 
 	if (geteuid())
 		return error("PFNs and THP settings need root: run as root");
-	if (getpagesize() != BASE_SIZE)
-		return error("boot a kernel with 4 KiB pages");
-	if (!thp_available() || !(thp_supported_orders() & (1UL << GRANULE_ORDER)))
-		return error("no 64 KiB mTHP: set CONFIG_TRANSPARENT_HUGEPAGE=y, mount sysfs");
+	if (getpagesize() != BASE_SIZE && getpagesize() != GRANULE_SIZE)
+		return error("boot a kernel with pages of 4 KiB, or of 64 KiB");
+	if (getpagesize() != BASE_SIZE && job.fragment)
+		return error("--fragment cuts blocks of 64 KiB: boot a kernel with 4 KiB pages");
+	if (!thp_available())
+		return error("no THP settings: set CONFIG_TRANSPARENT_HUGEPAGE=y, mount sysfs");
 	if (bench.mib * 1024 > granule_meminfo_kb("MemAvailable") / 10 * 9)
 		return error("not enough free memory: give a smaller --mib");
 	/* All of it, and what there is of it in the swap cache at any time. */
@@ -1363,5 +1685,7 @@ int main(int argc, char **argv)
 
 	/* Restores them when the program ends, by whatever way. */
 	granule_save_settings();
+	find_configs(&bench);
+	find_events();
 	return run_bench(&bench, &job);
 }

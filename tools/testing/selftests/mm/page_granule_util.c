@@ -359,6 +359,8 @@ bool granule_read_smaps(pid_t pid, const void *addr, struct granule_smaps *smaps
 		parse_kb(line, "KernelPageSize: %lu kB", &smaps->kernel_page_size);
 		parse_kb(line, "MMUPageSize: %lu kB", &smaps->mmu_page_size);
 		parse_kb(line, "Rss: %lu kB", &smaps->rss);
+		parse_kb(line, "Shared_Hugetlb: %lu kB", &smaps->shared_hugetlb);
+		parse_kb(line, "Private_Hugetlb: %lu kB", &smaps->private_hugetlb);
 		granule_lines += parse_kb(line, "Granule: %lu kB", &smaps->granule);
 		granule_lines += parse_kb(line, "GranuleMapped: %lu kB",
 					  &smaps->granule_mapped);

@@ -76,6 +76,8 @@ struct granule_smaps {
 	unsigned long kernel_page_size;
 	unsigned long mmu_page_size;
 	unsigned long rss;
+	unsigned long shared_hugetlb;	/* neither is part of rss */
+	unsigned long private_hugetlb;
 	unsigned long granule;
 	unsigned long granule_mapped;
 	bool has_granule;		/* both Granule lines are there */
