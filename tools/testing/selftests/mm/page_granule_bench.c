@@ -138,7 +138,7 @@ struct mem {
  * What vmstat counts of TLB flushes and of contiguous PTEs, where the kernel does
  * so. It is read outside of what is timed.
  */
-static const char * const event_prefixes[] = { "nr_tlb_", "contpte_" };
+static const char * const event_prefixes[] = { "nr_tlb_", "nr_contpte_" };
 static char event_names[MAX_EVENTS][64];
 static unsigned int nr_events;
 
