@@ -3,8 +3,8 @@
  * Page granule: VMAs that are populated in 64 KiB runs of base pages.
  *
  * What everything else asks about granules is here: predicates over VMAs,
- * ranges and page tables. Faults are resolved in memory.c, VMAs are merged and
- * split in vma.c. See Documentation/mm/page_granule.rst.
+ * ranges and page tables. Faults are resolved in page_granule_fault.c, VMAs are
+ * merged and split in vma.c. See Documentation/mm/page_granule.rst.
  */
 
 #include <linux/export.h>
@@ -41,6 +41,14 @@ static bool page_granule_offered(void)
 
 /* The accessed and dirty bits are the hardware's to change one by one. */
 #define FPB_GRANULE	(FPB_RESPECT_WRITE | FPB_RESPECT_SOFT_DIRTY)
+
+/* vma_has_granule() for a tagged VMA. */
+bool __vma_has_granule(const struct vm_area_struct *vma, unsigned long addr)
+{
+	return page_granule_within(vma->vm_start, vma->vm_end, addr) &&
+	       vma_granule_congruent(vma);
+}
+EXPORT_SYMBOL_IF_KUNIT(__vma_has_granule);
 
 /**
  * page_granule_ptes_run - Are the PTEs of a granule a run?

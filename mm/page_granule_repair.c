@@ -182,7 +182,6 @@ static void repair_map(struct vm_area_struct *vma, unsigned long addr,
 	entry = folio_mk_pte(folio, vma->vm_page_prot);
 	entry = maybe_mkwrite(pte_mkdirty(pte_sw_mkyoung(entry)), vma);
 	map_new_anon_folio(folio, ptep, vma, addr, entry);
-	update_mmu_cache_range(NULL, vma, addr, ptep, PAGE_GRANULE_NR);
 
 	for (i = 0; i < PAGE_GRANULE_NR; i++) {
 		page = vm_normal_page(vma, addr + i * PAGE_SIZE, ptes[i]);

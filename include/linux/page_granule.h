@@ -34,7 +34,7 @@
  *
  * Return: true if @vma is tagged; constant false without CONFIG_PAGE_GRANULE.
  */
-static inline bool vma_granule_tagged(const struct vm_area_struct *vma)
+static __always_inline bool vma_granule_tagged(const struct vm_area_struct *vma)
 {
 	return vma_test_single_mask(vma, VMA_GRANULE);
 }
@@ -85,6 +85,8 @@ static inline bool page_granule_within(unsigned long start, unsigned long end,
 	       end - block >= PAGE_GRANULE_SIZE;
 }
 
+bool __vma_has_granule(const struct vm_area_struct *vma, unsigned long addr);
+
 /**
  * vma_granule_congruent - Can folios be aligned as the addresses are?
  * @vma: The user mapping, stabilised by the mmap lock or its VMA lock.
@@ -112,12 +114,11 @@ static inline bool vma_granule_congruent(const struct vm_area_struct *vma)
  *
  * Return: true if @addr lies in a granule of @vma.
  */
-static inline bool vma_has_granule(const struct vm_area_struct *vma,
-				   unsigned long addr)
+static __always_inline bool vma_has_granule(const struct vm_area_struct *vma,
+					    unsigned long addr)
 {
-	return vma_granule_tagged(vma) &&
-	       page_granule_within(vma->vm_start, vma->vm_end, addr) &&
-	       vma_granule_congruent(vma);
+	/* Out of line, lest what every page fault runs through grows by it. */
+	return unlikely(vma_granule_tagged(vma)) && __vma_has_granule(vma, addr);
 }
 
 /**
@@ -360,7 +361,7 @@ static inline bool page_granule_folds(pte_t *ptep, pte_t pte)
  * @addr: An address in @vma.
  * @ptep: The PTE that maps @addr.
  * @pte: Its value, which is present.
- * @max_nr: How many PTEs, from @ptep on, there are to be treated.
+ * @max_nr: How many PTEs, from @ptep on, there are to be treated in @vma.
  *
  * What folio_pte_batch() is for folios: zero pages are in none.
  *
@@ -372,8 +373,9 @@ static inline unsigned int page_granule_zero_batch(struct vm_area_struct *vma,
 						   pte_t *ptep, pte_t pte,
 						   unsigned int max_nr)
 {
-	if (max_nr < PAGE_GRANULE_NR || !IS_ALIGNED(addr, PAGE_GRANULE_SIZE) ||
-	    !vma_has_granule(vma, addr) || !is_zero_pfn(pte_pfn(pte)))
+	/* The block is in @vma, by @max_nr. */
+	if (likely(!vma_granule_tagged(vma)) || max_nr < PAGE_GRANULE_NR ||
+	    !IS_ALIGNED(addr, PAGE_GRANULE_SIZE) || !is_zero_pfn(pte_pfn(pte)))
 		return 1;
 
 	return page_granule_is_zeroes(vma, addr, ptep) ? PAGE_GRANULE_NR : 1;

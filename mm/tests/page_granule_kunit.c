@@ -9,10 +9,13 @@
 
 #include <kunit/test.h>
 
+#include <linux/hugetlb.h>
+#include <linux/leafops.h>
 #include <linux/mm.h>
 #include <linux/mman.h>
 #include <linux/page_granule.h>
 #include <linux/pgtable.h>
+#include <linux/rmap.h>
 #include <linux/slab.h>
 #include <linux/swapops.h>
 #include <linux/uaccess.h>
@@ -768,10 +771,7 @@ static void zero_batches(struct kunit *test)
 		ptep[i] = pte;
 	}
 
-	/* Neither without a tag, nor where a bound cuts the block. */
-	vma->vm_end = addr + PAGE_GRANULE_SIZE - PAGE_SIZE;
-	KUNIT_EXPECT_EQ(test, zero_batch(vma, addr, ptep, PAGE_GRANULE_NR), 1);
-	vma->vm_end = addr + SPAN_SIZE;
+	/* Nor without a tag. */
 	vma->flags = EMPTY_VMA_FLAGS;
 	KUNIT_EXPECT_EQ(test, zero_batch(vma, addr, ptep, PAGE_GRANULE_NR), 1);
 }
@@ -1532,6 +1532,66 @@ static void mm_write_after_race(struct kunit *test)
 	expect_whole(test, granule, false);
 }
 
+#if IS_BUILTIN(CONFIG_PAGE_GRANULE_KUNIT_TEST) && defined(CONFIG_MIGRATION)
+/* What try_to_migrate() does, but pages differ in having been accessed. */
+static struct folio *make_migration_entries(unsigned long addr)
+{
+	struct mm_struct *mm = current->mm;
+	struct folio *folio = NULL;
+	struct vm_area_struct *vma;
+	struct page *page;
+	spinlock_t *ptl;
+	pte_t *ptep;
+	int i;
+
+	mmap_read_lock(mm);
+	vma = find_vma(mm, addr);
+	ptep = lock_pte(mm, addr, &ptl);
+	if (!ptep)
+		goto unlock;
+	page = pte_page(ptep_get(ptep));
+	folio = page_folio(page);
+	folio_get(folio);
+	get_and_clear_ptes(mm, addr, ptep, PAGE_GRANULE_NR);
+	flush_tlb_range(vma, addr, addr + PAGE_GRANULE_SIZE);
+	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		softleaf_t entry = make_writable_migration_entry(page_to_pfn(page + i));
+
+		if (i & 1)
+			entry = make_migration_entry_young(entry);
+		if (i & 2)
+			entry = make_migration_entry_dirty(entry);
+		set_pte_at(mm, addr + i * PAGE_SIZE, ptep + i,
+			   softleaf_to_pte(entry));
+	}
+	folio_remove_rmap_ptes(folio, page, PAGE_GRANULE_NR, vma);
+	folio_put_refs(folio, PAGE_GRANULE_NR);
+	spin_unlock(ptl);
+unlock:
+	mmap_read_unlock(mm);
+	return folio;
+}
+
+/* Assert that a granule that was accessed in part is a run after migration. */
+static void mm_migrate(struct kunit *test)
+{
+	unsigned long granule = map_contract(test);
+	struct folio *folio;
+
+	write_byte(test, granule + PAGE_SIZE, 7);
+	expect_whole(test, granule, false);
+	/* Migration of these pages ends in failure, and puts them back. */
+	folio = make_migration_entries(granule);
+	KUNIT_ASSERT_NOT_NULL(test, folio);
+	folio_lock(folio);
+	remove_migration_ptes(folio, folio, 0);
+	folio_unlock(folio);
+	folio_put(folio);
+	expect_whole(test, granule, false);
+	KUNIT_EXPECT_EQ(test, read_byte(test, granule + PAGE_SIZE), 7);
+}
+#endif
+
 static struct kunit_case page_granule_cases[] = {
 	KUNIT_CASE(within),
 	KUNIT_CASE(vma_bits),
@@ -1581,6 +1641,9 @@ static struct kunit_case page_granule_cases[] = {
 	KUNIT_CASE(mm_shared),
 	KUNIT_CASE(mm_shared_read),
 	KUNIT_CASE(mm_write_after_race),
+#if IS_BUILTIN(CONFIG_PAGE_GRANULE_KUNIT_TEST) && defined(CONFIG_MIGRATION)
+	KUNIT_CASE(mm_migrate),
+#endif
 	{}
 };
 

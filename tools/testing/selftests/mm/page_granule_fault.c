@@ -1452,6 +1452,43 @@ TEST_F(page_granule_fallback, given_back)
 	EXPECT_EQ(granule_state(self->pagemap, self->area), GRANULE_WHOLE);
 }
 
+/*
+ * Assert that faults find a granule of single pages populated whole or not at
+ * all, also where the kernel has no memory to note more than a few of the pages
+ * that it unmaps.
+ */
+TEST_F_TIMEOUT(page_granule_fallback, unmapped_without_memory, 120)
+{
+	const size_t len = 8 * GRANULE_SIZE;
+	struct race race = { .area = self->area, .len = len };
+	struct racer racers[2];
+	unsigned long partial = 0, broken = 0;
+	int round;
+
+	granule_fail_order4(true);
+	for (round = 0; round < 100; round++) {
+		memset(self->area, 0, len);
+		broken += granule_count(self->pagemap, self->area, len, GRANULE_BROKEN);
+
+		/* Of all sizes, unless they can be waited for. */
+		granule_fail_nowait(true);
+		race.stop = false;
+		ASSERT_TRUE(race_start(&race, racers, ARRAY_SIZE(racers)));
+		usleep(1000);
+		EXPECT_EQ(madvise(self->area, len, MADV_DONTNEED), 0);
+		race_stop(&race, racers, ARRAY_SIZE(racers));
+		granule_fail_nowait(false);
+
+		partial += count_partial(self->pagemap, self->area, len);
+		ASSERT_EQ(madvise(self->area, len, MADV_DONTNEED), 0);
+	}
+	granule_fail_order4(false);
+	EXPECT_EQ(race.errors, 0);
+	EXPECT_GT(race.writes, 0);
+	EXPECT_EQ(broken, 8 * round);
+	EXPECT_EQ(partial, 0);
+}
+
 int main(int argc, char **argv)
 {
 	granule_require();

@@ -549,6 +549,17 @@ void granule_fail_order4(bool fail)
 	write_num("/proc/self/make-it-fail", fail);
 }
 
+/* Let allocations of any order fail that cannot wait, instead of order 4. */
+void granule_fail_nowait(bool nowait)
+{
+	/* At no time all of them: this task goes on to allocate as well. */
+	if (nowait)
+		granule_write(FAIL_DIR "ignore-gfp-wait", "Y");
+	granule_write(FAIL_DIR "min-order", nowait ? "0" : "4");
+	if (!nowait)
+		granule_write(FAIL_DIR "ignore-gfp-wait", "N");
+}
+
 void granule_fail_restore(struct granule_fail *fail)
 {
 	char path[PATH_MAX];

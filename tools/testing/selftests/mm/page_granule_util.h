@@ -143,6 +143,7 @@ bool granule_repair(bool on);
 bool granule_invariants_hold(void);
 bool granule_fail_prepare(struct granule_fail *fail);
 void granule_fail_order4(bool fail);
+void granule_fail_nowait(bool nowait);
 void granule_fail_restore(struct granule_fail *fail);
 
 int granule_write(const char *path, const char *text);

@@ -1,0 +1,1229 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Page faults on granules: what mm/memory.c does for a page is done here for a
+ * granule as a whole. See Documentation/mm/page_granule.rst.
+ */
+
+#include <linux/blk_plug.h>
+#include <linux/kmsan.h>
+#include <linux/ksm.h>
+#include <linux/memcontrol.h>
+#include <linux/mm.h>
+#include <linux/mm_inline.h>
+#include <linux/mmu_notifier.h>
+#include <linux/oom.h>
+#include <linux/page_granule.h>
+#include <linux/pagemap.h>
+#include <linux/rmap.h>
+#include <linux/shmem_fs.h>
+#include <linux/swap.h>
+#include <linux/swap_ops.h>
+#include <linux/userfaultfd_k.h>
+#include <linux/vmstat.h>
+#include <linux/zswap.h>
+
+#include <asm/tlbflush.h>
+
+#include "internal.h"
+#include "page_granule_fault.h"
+#include "swap.h"
+
+/* Allocate and charge a folio for a granule. Returns NULL if there is none. */
+static struct folio *alloc_granule_folio(struct vm_area_struct *vma,
+					 unsigned long addr)
+{
+	struct folio *folio;
+
+	folio = vma_alloc_folio(GFP_PAGE_GRANULE, PAGE_GRANULE_ORDER, vma, addr);
+	if (!folio)
+		return NULL;
+	if (mem_cgroup_charge(folio, vma->vm_mm, GFP_PAGE_GRANULE)) {
+		count_mthp_stat(PAGE_GRANULE_ORDER,
+				MTHP_STAT_ANON_FAULT_FALLBACK_CHARGE);
+		folio_put(folio);
+		return NULL;
+	}
+	if (folio_memcg_alloc_deferred(folio)) {
+		folio_put(folio);
+		return NULL;
+	}
+	folio_throttle_swaprate(folio, GFP_PAGE_GRANULE);
+	return folio;
+}
+
+/* See alloc_anon_folio(). */
+static void zero_granule_folio(struct vm_fault *vmf, struct folio *folio)
+{
+	if (user_alloc_needs_zeroing())
+		folio_zero_user(folio, vmf->address);
+}
+
+/**
+ * granule_empty - Is all of a granule to be populated?
+ * @vmf: A fault on an address in a granule.
+ * @pte: The PTE of that address.
+ *
+ * Context: Without the page table lock of @pte the answer is only a hint.
+ * Return: true if all PTEs of the granule are none, and userfaultfd is not to see
+ * faults on each of its pages.
+ */
+bool granule_empty(struct vm_fault *vmf, pte_t *pte)
+{
+	struct vm_area_struct *vma = vmf->vma;
+
+	/* Userfaultfd sees faults on each page. */
+	if (!vma_has_granule(vma, vmf->address) || userfaultfd_armed(vma))
+		return false;
+
+	pte -= (vmf->address & ~PAGE_GRANULE_MASK) >> PAGE_SHIFT;
+	return pte_range_none(pte, PAGE_GRANULE_NR);
+}
+
+/**
+ * granule_filled - A page of a granule has been mapped by itself.
+ * @vmf: The fault that did so, on an address in a granule.
+ *
+ * If it was the last page of a granule that is broken, that can be repaired.
+ *
+ * Context: vmf->pte is mapped and locked.
+ */
+void granule_filled(struct vm_fault *vmf)
+{
+	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
+	struct vm_area_struct *vma = vmf->vma;
+	pte_t *pte;
+	int i;
+
+	if (!vma_has_granule(vma, vmf->address) || userfaultfd_armed(vma))
+		return;
+
+	pte = vmf->pte - ((vmf->address - start) >> PAGE_SHIFT);
+	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		if (!pte_present(ptep_get(pte + i)))
+			return;
+	}
+	page_granule_repair_later(vma->vm_mm, start);
+}
+
+/* Free those folios for a granule that have not been mapped. */
+static void put_granule_folios(struct folio **folios)
+{
+	int i;
+
+	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		if (folios[i])
+			folio_put(folios[i]);
+	}
+}
+
+/*
+ * Memory is too fragmented, or too short, for a folio that holds the granule.
+ * Allocate single pages where @folios has none yet. Returns false, and has freed
+ * all of them, if there is no memory at all.
+ */
+static bool alloc_granule_pages(struct vm_fault *vmf, struct folio **folios,
+				bool need_zero)
+{
+	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
+	struct vm_area_struct *vma = vmf->vma;
+	int i;
+
+	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		if (!folios[i])
+			folios[i] = folio_prealloc(vma->vm_mm, vma,
+						   start + i * PAGE_SIZE,
+						   need_zero);
+		if (!folios[i]) {
+			put_granule_folios(folios);
+			return false;
+		}
+		__folio_mark_uptodate(folios[i]);
+	}
+	return true;
+}
+
+/* Map single pages to a granule that is empty. @pte is its first, and locked. */
+static void map_granule_pages(struct vm_fault *vmf, pte_t *pte,
+			      struct folio **folios)
+{
+	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
+	int i;
+
+	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		map_anon_folio_pte_nopf(folios[i], pte + i, vmf->vma,
+					start + i * PAGE_SIZE, false);
+		folios[i] = NULL;
+	}
+	add_mm_counter(vmf->vma->vm_mm, MM_ANONPAGES, PAGE_GRANULE_NR);
+	page_granule_count_fault(vmf->vma, start, GRANULE_FILL_SINGLE);
+}
+
+/**
+ * populate_granule_single - Populate a granule from single pages.
+ * @vmf: A fault on a granule that is empty; its PTE is neither mapped nor locked.
+ * @folio: One page for the address that faulted, which is consumed.
+ *
+ * The process finds 0 or 16 pages of the granule present whatever happens.
+ *
+ * Return: 0 if that has been done, or if the granule is not empty any more;
+ * VM_FAULT_OOM, or what check_stable_address_space() returns.
+ */
+vm_fault_t populate_granule_single(struct vm_fault *vmf, struct folio *folio)
+{
+	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
+	struct folio *folios[PAGE_GRANULE_NR] = {};
+	struct vm_area_struct *vma = vmf->vma;
+	vm_fault_t ret = 0;
+
+	folios[(vmf->address - start) >> PAGE_SHIFT] = folio;
+	if (!alloc_granule_pages(vmf, folios, true))
+		return VM_FAULT_OOM;
+
+	vmf->pte = pte_offset_map_lock(vma->vm_mm, vmf->pmd, start, &vmf->ptl);
+	if (!vmf->pte)
+		goto out;
+	if (!pte_range_none(vmf->pte, PAGE_GRANULE_NR)) {
+		update_mmu_tlb_range(vma, start, vmf->pte, PAGE_GRANULE_NR);
+		goto unlock;
+	}
+	ret = check_stable_address_space(vma->vm_mm);
+	if (!ret)
+		map_granule_pages(vmf, vmf->pte, folios);
+unlock:
+	pte_unmap_unlock(vmf->pte, vmf->ptl);
+out:
+	put_granule_folios(folios);
+	return ret;
+}
+
+/**
+ * map_zero_granule - Map zero pages to a granule that nothing was written to.
+ * @vmf: A fault for a read, on an address in a granule.
+ *
+ * Context: vmf->pte is mapped and locked.
+ * Return: false if the granule is not empty, or if userfaultfd is to see faults
+ * on each of its pages.
+ */
+bool map_zero_granule(struct vm_fault *vmf)
+{
+	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
+	struct vm_area_struct *vma = vmf->vma;
+	pte_t *pte, entry;
+
+	if (!granule_empty(vmf, vmf->pte))
+		return false;
+
+	pte = vmf->pte - ((vmf->address - start) >> PAGE_SHIFT);
+	/* The zero pages are no folio, but nothing looks at their struct pages. */
+	entry = pte_mkspecial(pfn_pte(zero_pfn(start), vma->vm_page_prot));
+	set_ptes(vma->vm_mm, start, pte, entry, PAGE_GRANULE_NR);
+
+	/* No need to invalidate - they were non-present before */
+	update_mmu_cache_range(vmf, vma, start, pte, PAGE_GRANULE_NR);
+	page_granule_count_fault(vma, start, GRANULE_FILL_ZERO);
+	return true;
+}
+
+/*
+ * Is the granule a run to be copied, the first page of which is @page? None of
+ * its pages may be exclusive: one that is pinned must stay where it is. @page is
+ * NULL for the block of zero pages. @pte is the first PTE, and locked.
+ */
+static bool granule_is_copied(struct vm_fault *vmf, pte_t *pte,
+			      struct page *page)
+{
+	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
+	int i;
+
+	if (pte_pfn(ptep_get(pte)) != (page ? page_to_pfn(page) :
+				       zero_pfn(start)) ||
+	    !page_granule_ptes_run(pte))
+		return false;
+
+	for (i = 0; page && i < PAGE_GRANULE_NR; i++) {
+		if (PageAnonExclusive(page + i))
+			return false;
+	}
+	return true;
+}
+
+/*
+ * Allocate what a granule is to be populated with instead of the run that
+ * starts at @page, and copy that, to one folio if there is any. @page is NULL
+ * for zeroes.
+ */
+static vm_fault_t alloc_granule_copy(struct vm_fault *vmf, struct page *page,
+				     struct folio **folios)
+{
+	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
+	struct folio *folio;
+	struct page *dst;
+	int i;
+
+	folio = alloc_granule_folio(vmf->vma, start);
+	if (!folio) {
+		count_mthp_stat(PAGE_GRANULE_ORDER,
+				MTHP_STAT_ANON_FAULT_FALLBACK);
+		if (!alloc_granule_pages(vmf, folios, !page))
+			return VM_FAULT_OOM;
+	} else {
+		if (!page)
+			zero_granule_folio(vmf, folio);
+		__folio_mark_uptodate(folio);
+		folios[0] = folio;
+	}
+
+	for (i = 0; page && i < PAGE_GRANULE_NR; i++) {
+		dst = folio_test_large(folios[0]) ? folio_page(folios[0], i) :
+		      folio_page(folios[i], 0);
+		if (copy_mc_user_highpage(dst, page + i, start + i * PAGE_SIZE,
+					  vmf->vma)) {
+			put_granule_folios(folios);
+			/* Only the page that is lost is. */
+			return page + i == vmf->page ? VM_FAULT_HWPOISON :
+			       VM_FAULT_FALLBACK;
+		}
+		kmsan_copy_page_meta(dst, page + i);
+	}
+	return 0;
+}
+
+/*
+ * Map what alloc_granule_copy() has allocated to a granule that is empty now.
+ * @pte is its first, and locked; @old is what was there.
+ */
+static void map_granule_copy(struct vm_fault *vmf, pte_t *pte, pte_t old,
+			     struct folio **folios)
+{
+	const int nr = folio_test_large(folios[0]) ? PAGE_GRANULE_NR : 1;
+	const bool unshare = vmf->flags & FAULT_FLAG_UNSHARE;
+	unsigned long addr = vmf->address & PAGE_GRANULE_MASK;
+	struct vm_area_struct *vma = vmf->vma;
+	pte_t entry;
+	int i;
+
+	for (i = 0; i < PAGE_GRANULE_NR; i += nr) {
+		entry = folio_mk_pte(folios[i], vma->vm_page_prot);
+		entry = pte_sw_mkyoung(entry);
+		if (unshare) {
+			if (pte_soft_dirty(old))
+				entry = pte_mksoft_dirty(entry);
+			if (pte_uffd(old))
+				entry = pte_mkuffd(entry);
+		} else {
+			entry = maybe_mkwrite(pte_mkdirty(entry), vma);
+		}
+
+		map_new_anon_folio(folios[i], pte + i, vma, addr, entry);
+		folios[i] = NULL;
+		addr += nr * PAGE_SIZE;
+	}
+	if (nr > 1)
+		count_mthp_stat(PAGE_GRANULE_ORDER,
+				MTHP_STAT_ANON_FAULT_ALLOC);
+	page_granule_count_cow(vma, addr - PAGE_GRANULE_SIZE, nr == 1 ?
+			       GRANULE_FILL_SINGLE : GRANULE_FILL_FOLIO);
+}
+
+/**
+ * wp_copy_granule - wp_page_copy() for a granule that is a run.
+ * @vmf: A fault for a write, or to unshare, on an address in a granule. vmf->page
+ *	 is referenced, or NULL where the run is of zeroes: there is nothing to
+ *	 copy then. The PTE is neither mapped nor locked.
+ *
+ * All of the run is replaced, under one lock and with one flush.
+ *
+ * Return: 0 if it has been, or if it has changed meanwhile; VM_FAULT_FALLBACK if
+ * the granule is no run, or not to be copied as one; VM_FAULT_OOM or
+ * VM_FAULT_HWPOISON.
+ */
+vm_fault_t wp_copy_granule(struct vm_fault *vmf)
+{
+	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
+	const unsigned long end = start + PAGE_GRANULE_SIZE;
+	const int nr = (vmf->address - start) >> PAGE_SHIFT;
+	struct folio *folios[PAGE_GRANULE_NR] = {};
+	struct vm_area_struct *vma = vmf->vma;
+	struct mm_struct *mm = vma->vm_mm;
+	struct mmu_notifier_range range;
+	struct folio *old_folio = NULL;
+	struct page *page = NULL;
+	bool changed, copied;
+	vm_fault_t ret;
+	pte_t *pte, old;
+	int i;
+
+	if (vmf->page) {
+		old_folio = page_folio(vmf->page);
+		if (!folio_test_anon(old_folio) ||
+		    folio_order(old_folio) < PAGE_GRANULE_ORDER)
+			return VM_FAULT_FALLBACK;
+		page = vmf->page - nr;
+	} else if (userfaultfd_armed(vma)) {
+		return VM_FAULT_FALLBACK;
+	}
+
+	pte = pte_offset_map_lock(mm, vmf->pmd, start, &vmf->ptl);
+	if (!pte)
+		return 0;
+	changed = !pte_same(ptep_get(pte + nr), vmf->orig_pte);
+	copied = granule_is_copied(vmf, pte, page);
+	pte_unmap_unlock(pte, vmf->ptl);
+	/* What was shared once may become so again: start from what is there. */
+	if (changed)
+		return 0;
+	if (!copied)
+		return VM_FAULT_FALLBACK;
+
+	/*
+	 * Allocate before the run is touched. If the granule were emptied first,
+	 * threads that read it would fill it with zeroes again and again, and
+	 * this one would never get to write.
+	 */
+	ret = alloc_granule_copy(vmf, page, folios);
+	if (ret)
+		return ret;
+
+	mmu_notifier_range_init(&range, MMU_NOTIFY_CLEAR, 0, mm, start, end);
+	mmu_notifier_invalidate_range_start(&range);
+	pte = pte_offset_map_lock(mm, vmf->pmd, start, &vmf->ptl);
+	/* Userfaultfd may have write-protected it: the fault is for that then. */
+	copied = pte && pte_same(ptep_get(pte + nr), vmf->orig_pte) &&
+		 granule_is_copied(vmf, pte, page);
+	if (copied) {
+		if (page) {
+			add_mm_counter(mm, MM_ANONPAGES, -PAGE_GRANULE_NR);
+		} else {
+			for (i = 0; i < PAGE_GRANULE_NR; i++)
+				ksm_might_unmap_zero_page(mm, ptep_get(pte + i));
+		}
+		/* Flush before other CPUs can see what is written to the copy. */
+		old = get_and_clear_ptes(mm, start, pte, PAGE_GRANULE_NR);
+		flush_tlb_ptes(vma, start, PAGE_GRANULE_NR);
+		map_granule_copy(vmf, pte, old, folios);
+		add_mm_counter(mm, MM_ANONPAGES, PAGE_GRANULE_NR);
+		/* Only now, see wp_page_copy(). */
+		if (page)
+			folio_remove_rmap_ptes(old_folio, page, PAGE_GRANULE_NR,
+					       vma);
+	}
+	if (pte)
+		pte_unmap_unlock(pte, vmf->ptl);
+	mmu_notifier_invalidate_range_end(&range);
+
+	if (copied && page) {
+		free_swap_cache(old_folio);
+		folio_put_refs(old_folio, PAGE_GRANULE_NR);
+	}
+	/* If somebody was faster, the next fault sees it. */
+	put_granule_folios(folios);
+	return 0;
+}
+
+/**
+ * wp_reuse_granule - wp_page_reuse() for a granule that is a run.
+ * @vmf: A fault for a write, or to unshare, on an address in a granule.
+ * @folio: What the run is in: shared memory, or exclusive to this process.
+ *
+ * What is done to the page that faulted is done to all.
+ *
+ * Context: vmf->pte is mapped and locked.
+ * Return: true, with the PTE unmapped and unlocked, if that has been done; false,
+ * with nothing changed, if the granule is no run.
+ */
+bool wp_reuse_granule(struct vm_fault *vmf, struct folio *folio)
+	__releases(vmf->ptl)
+{
+	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
+	const int nr = (vmf->address - start) >> PAGE_SHIFT;
+	const bool anon = folio_test_anon(folio);
+	const bool exclusive = anon && PageAnonExclusive(vmf->page);
+	struct vm_area_struct *vma = vmf->vma;
+	struct page *page = vmf->page - nr;
+	pte_t *pte = vmf->pte - nr;
+	pte_t old, entry;
+	bool folds;
+	int i;
+
+	if (!page_granule_is_whole(vma, vmf->address, vmf->pte))
+		return false;
+
+	for (i = 0; anon && i < PAGE_GRANULE_NR; i++) {
+		/* Others can be shared if the granule was broken once. */
+		if (exclusive && !PageAnonExclusive(page + i))
+			return false;
+		if (!exclusive)
+			SetPageAnonExclusive(page + i);
+	}
+
+	if (!(vmf->flags & FAULT_FLAG_UNSHARE)) {
+		/* See wp_page_reuse(). */
+		folio_xchg_last_cpupid(folio, (1 << LAST_CPUPID_SHIFT) - 1);
+		folds = page_granule_folds(pte, ptep_get(pte));
+		old = modify_prot_start_ptes(vma, start, pte, PAGE_GRANULE_NR);
+		if (folds)
+			flush_tlb_ptes(vma, start, PAGE_GRANULE_NR);
+		entry = pte_mkyoung(old);
+		entry = maybe_mkwrite(pte_mkdirty(entry), vma);
+		modify_prot_commit_ptes(vma, start, pte, old, entry,
+					PAGE_GRANULE_NR);
+		/* What else is cached may fault, but once. */
+		if (!folds)
+			flush_tlb_fix_spurious_fault(vma, vmf->address,
+						     vmf->pte);
+		update_mmu_cache_range(vmf, vma, start, pte, PAGE_GRANULE_NR);
+		count_vm_event(PGREUSE);
+	}
+	pte_unmap_unlock(vmf->pte, vmf->ptl);
+	return true;
+}
+
+/**
+ * mark_granule_soft_dirty - Do for a granule what is to be done for a page.
+ * @vmf: A fault on an address in a granule, whose PTE is present.
+ *
+ * A write has faulted, but another fault was faster and mapped the granule for a
+ * read, writable. Marking but its own page soft-dirty would make a difference
+ * between the PTEs of the run.
+ *
+ * Context: vmf->pte is mapped and locked.
+ * Return: true, with the PTE unmapped and unlocked, if all of them were marked.
+ */
+bool mark_granule_soft_dirty(struct vm_fault *vmf)
+{
+	struct vm_area_struct *vma = vmf->vma;
+
+	if (!vma_has_granule(vma, vmf->address) ||
+	    !(vmf->flags & FAULT_FLAG_WRITE) ||
+	    !pgtable_supports_soft_dirty() || pte_soft_dirty(vmf->orig_pte))
+		return false;
+
+	vmf->page = vm_normal_page(vma, vmf->address, vmf->orig_pte);
+	return vmf->page && wp_reuse_granule(vmf, page_folio(vmf->page));
+}
+
+/**
+ * count_fault_granule - Account for a fault on shared memory.
+ * @vmf: The fault, on an address in a granule.
+ * @nr_pages: How many pages it is about to populate.
+ *
+ * If not even single pages could be had for all of the granule, the first one
+ * counts.
+ *
+ * Context: vmf->pte is mapped and locked.
+ */
+void count_fault_granule(struct vm_fault *vmf, int nr_pages)
+{
+	if (nr_pages >= PAGE_GRANULE_NR)
+		page_granule_count_fault(vmf->vma, vmf->address,
+					 GRANULE_FILL_FOLIO);
+	else if (nr_pages == 1 && granule_empty(vmf, vmf->pte))
+		page_granule_count_fault(vmf->vma, vmf->address,
+					 GRANULE_FILL_SINGLE);
+}
+
+/**
+ * granule_wants_pages - Was there no folio for a granule?
+ * @vmf: A fault on an address in a granule; its PTE is neither mapped nor locked.
+ * @folio: What it is to be served by.
+ *
+ * Return: true if @folio is smaller because there was none for the granule, rather
+ * than because part of the granule is populated already.
+ */
+bool granule_wants_pages(struct vm_fault *vmf, struct folio *folio)
+{
+	bool empty;
+	pte_t *pte;
+
+	if (!vma_has_granule(vmf->vma, vmf->address) ||
+	    folio_order(folio) >= PAGE_GRANULE_ORDER ||
+	    userfaultfd_armed(vmf->vma))
+		return false;
+
+	if (pmd_none(*vmf->pmd))
+		return true;
+	pte = pte_offset_map(vmf->pmd, vmf->address);
+	if (!pte)
+		return false;
+	empty = granule_empty(vmf, pte);
+	pte_unmap(pte);
+	return empty;
+}
+
+/*
+ * Lock the PTEs from @addr on, of the child and its parent. Returns false, with
+ * nothing locked, unless a granule begins there in the parent that is a run of
+ * pages of its own.
+ */
+static bool lock_granule_to_copy(struct vm_area_struct *dst_vma,
+				 struct vm_area_struct *src_vma,
+				 pmd_t *dst_pmd, pmd_t *src_pmd,
+				 unsigned long addr, pte_t **dst_pte,
+				 pte_t **src_pte, spinlock_t **dst_ptl,
+				 spinlock_t **src_ptl)
+{
+	pmd_t dummy_pmdval;
+
+	*dst_pte = pte_offset_map_lock(dst_vma->vm_mm, dst_pmd, addr, dst_ptl);
+	if (!*dst_pte)
+		return false;
+	*src_pte = pte_offset_map_rw_nolock(src_vma->vm_mm, src_pmd, addr,
+					    &dummy_pmdval, src_ptl);
+	if (!*src_pte)
+		goto unlock_dst;
+	spin_lock_nested(*src_ptl, SINGLE_DEPTH_NESTING);
+	if (page_granule_is_whole(src_vma, addr, *src_pte) &&
+	    !is_zero_pfn(pte_pfn(ptep_get(*src_pte))))
+		return true;
+
+	pte_unmap_unlock(*src_pte, *src_ptl);
+unlock_dst:
+	pte_unmap_unlock(*dst_pte, *dst_ptl);
+	return false;
+}
+
+/* copy_present_page() for a granule: to @folio, which nobody else knows. */
+static int copy_present_granule(struct vm_area_struct *dst_vma,
+				struct vm_area_struct *src_vma,
+				pte_t *dst_pte, pte_t *src_pte,
+				unsigned long addr, struct folio *folio)
+{
+	struct page *page = vm_normal_page(src_vma, addr, ptep_get(src_pte));
+	pte_t pte;
+	int i;
+
+	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		if (copy_mc_user_highpage(folio_page(folio, i), page + i,
+					  addr + i * PAGE_SIZE, src_vma))
+			return -EHWPOISON;
+	}
+
+	__folio_mark_uptodate(folio);
+	add_mm_counter(dst_vma->vm_mm, MM_ANONPAGES, PAGE_GRANULE_NR);
+
+	pte = folio_mk_pte(folio, dst_vma->vm_page_prot);
+	pte = maybe_mkwrite(pte_mkdirty(pte), dst_vma);
+	if (userfaultfd_protected(dst_vma) && pte_uffd(ptep_get(src_pte))) {
+		pte = pte_mkuffd(pte);
+		/* See copy_present_page(). */
+		if (userfaultfd_rwp(dst_vma))
+			pte = pte_modify(pte, PAGE_NONE);
+	}
+	map_new_anon_folio(folio, dst_pte, dst_vma, addr, pte);
+	return PAGE_GRANULE_NR;
+}
+
+/**
+ * copy_pinned_granule - Copy at fork() what the parent has pinned.
+ * @dst_vma: The VMA of the child.
+ * @src_vma: That of the parent.
+ * @dst_pmd: The entry of the page table of the child, which is there.
+ * @src_pmd: That of the parent.
+ * @addr: The address of a page that may be pinned, in a granule.
+ *
+ * If it is the first page of a granule, that is copied as a whole.
+ *
+ * Context: The mmap locks of both are held for writing. Sleeps.
+ * Return: how many PTEs have been copied, 0 if the page is to be copied by itself,
+ * or -EHWPOISON.
+ */
+int copy_pinned_granule(struct vm_area_struct *dst_vma,
+			struct vm_area_struct *src_vma, pmd_t *dst_pmd,
+			pmd_t *src_pmd, unsigned long addr)
+{
+	spinlock_t *dst_ptl, *src_ptl;
+	pte_t *dst_pte, *src_pte;
+	struct folio *folio;
+	int ret = 0;
+
+	if (!vma_has_granule(src_vma, addr) ||
+	    !IS_ALIGNED(addr, PAGE_GRANULE_SIZE))
+		return 0;
+	if (!lock_granule_to_copy(dst_vma, src_vma, dst_pmd, src_pmd, addr,
+				  &dst_pte, &src_pte, &dst_ptl, &src_ptl))
+		return 0;
+	pte_unmap_unlock(src_pte, src_ptl);
+	pte_unmap_unlock(dst_pte, dst_ptl);
+
+	folio = alloc_granule_folio(src_vma, addr);
+	if (!folio) {
+		count_vm_event(GRANULE_FALLBACK);
+		page_granule_repair_later(dst_vma->vm_mm, addr);
+		return 0;
+	}
+
+	/* What was there may have been unmapped meanwhile. */
+	if (lock_granule_to_copy(dst_vma, src_vma, dst_pmd, src_pmd, addr,
+				 &dst_pte, &src_pte, &dst_ptl, &src_ptl)) {
+		ret = copy_present_granule(dst_vma, src_vma, dst_pte, src_pte,
+					   addr, folio);
+		pte_unmap_unlock(src_pte, src_ptl);
+		pte_unmap_unlock(dst_pte, dst_ptl);
+	}
+	if (ret <= 0)
+		folio_put(folio);
+	return ret;
+}
+
+#ifdef CONFIG_SWAP
+/*
+ * Are all pages of a granule swapped out, to the device of @entry? @pte is that
+ * of the first, and locked; what is there is copied to @ptes. Userfaultfd sees
+ * faults on pages that are write-protected.
+ */
+static bool granule_swapped(pte_t *pte, softleaf_t entry, pte_t *ptes)
+{
+	softleaf_t leaf;
+	int i;
+
+	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		ptes[i] = ptep_get(pte + i);
+		leaf = softleaf_from_pte(ptes[i]);
+		if (!softleaf_is_swap(leaf) || pte_swp_uffd(ptes[i]) ||
+		    swp_type(leaf) != swp_type(entry))
+			return false;
+	}
+	return true;
+}
+
+/*
+ * Are the slots of such a granule those that a folio can be read from, or is in?
+ * Of @ptes only the first is set.
+ */
+static bool granule_swapped_in_order(pte_t *pte, softleaf_t entry, pte_t *ptes)
+{
+	softleaf_t leaf;
+
+	ptes[0] = ptep_get(pte);
+	leaf = softleaf_from_pte(ptes[0]);
+	return softleaf_is_swap(leaf) && !pte_swp_uffd(ptes[0]) &&
+	       swp_type(leaf) == swp_type(entry) &&
+	       IS_ALIGNED(swp_offset(leaf), PAGE_GRANULE_NR) &&
+	       swap_pte_batch(pte, PAGE_GRANULE_NR, ptes[0]) == PAGE_GRANULE_NR;
+}
+
+/* Was @folios[@nr], of those for the pages of a granule, met already? */
+static bool granule_folio_seen(struct folio **folios, int nr)
+{
+	int i;
+
+	for (i = 0; i < nr; i++) {
+		if (folios[i] == folios[nr])
+			return true;
+	}
+	return false;
+}
+
+static void unlock_granule_folios(struct folio **folios, int nr)
+{
+	while (nr--) {
+		if (!granule_folio_seen(folios, nr))
+			folio_unlock(folios[nr]);
+	}
+}
+
+/*
+ * Lock what holds the pages of a granule in the swap cache. Their order in two
+ * processes need not be the same, so there is no waiting for one with another
+ * locked. Returns false if one of them is locked again and again.
+ */
+static bool lock_granule_folios(struct folio **folios)
+{
+	int i, tries;
+
+	for (tries = 0; tries < PAGE_GRANULE_NR; tries++) {
+		for (i = 0; i < PAGE_GRANULE_NR; i++) {
+			if (!granule_folio_seen(folios, i) &&
+			    !folio_trylock(folios[i]))
+				break;
+		}
+		if (i == PAGE_GRANULE_NR)
+			return true;
+
+		unlock_granule_folios(folios, i);
+		folio_wait_locked(folios[i]);
+	}
+	return false;
+}
+
+static void put_swapin_folios(struct folio **folios, int nr)
+{
+	while (nr--)
+		folio_put(folios[nr]);
+}
+
+/*
+ * Find the pages of a granule in the swap cache, or have them read, all of them
+ * at once, and wait for that. Returns 0, VM_FAULT_OOM if one cannot be had, or
+ * VM_FAULT_RETRY as folio_lock_or_retry() does; no folio is referenced then.
+ */
+static vm_fault_t read_granule_folios(struct vm_fault *vmf, pte_t *ptes,
+				      struct folio **folios)
+{
+	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
+	struct swap_io_ctx ctx = {};
+	struct blk_plug plug;
+	vm_fault_t ret;
+	int i, nr;
+
+	blk_start_plug(&plug);
+	for (nr = 0; nr < PAGE_GRANULE_NR; nr++) {
+		folios[nr] = read_swap_cache_async(&ctx,
+						   softleaf_from_pte(ptes[nr]),
+						   GFP_HIGHUSER_MOVABLE,
+						   vmf->vma,
+						   start + nr * PAGE_SIZE);
+		if (!folios[nr])
+			break;
+	}
+	blk_finish_plug(&plug);
+	swap_read_submit(&ctx);
+	if (nr < PAGE_GRANULE_NR) {
+		put_swapin_folios(folios, nr);
+		return VM_FAULT_OOM;
+	}
+
+	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		if (!folio_test_locked(folios[i]))
+			continue;
+		ret = folio_lock_or_retry(folios[i], vmf);
+		if (ret & VM_FAULT_RETRY) {
+			put_swapin_folios(folios, nr);
+			return ret;
+		}
+		folio_unlock(folios[i]);
+	}
+	return 0;
+}
+
+/*
+ * May the page in the slot @pte be replaced by a copy? @folios[@nr], locked in
+ * the swap cache, holds it.
+ */
+static bool granule_copies_folio(struct folio **folios, int nr, pte_t pte,
+				 bool write)
+{
+	const struct folio *folio = folios[nr];
+	int i, refs;
+
+	/*
+	 * What others share is copied for a write only. Nobody else can come to
+	 * share a slot that only the PTE counts for.
+	 */
+	if (!pte_swp_exclusive(pte)) {
+		/* The folio keeps the slot; this is for rcu_dereference_check(). */
+		guard(rcu)();
+		return write || (!folio_mapped(folio) &&
+				 __swap_count(softleaf_from_pte(pte)) == 1);
+	}
+
+	/* Nobody has seen it yet but those who swap it in. */
+	if (!folio_test_anon(folio))
+		return true;
+
+	/*
+	 * Somebody may have taken a reference, for I/O, before the page was
+	 * unmapped. See wp_can_reuse_anon_folio() for the LRU.
+	 */
+	refs = folio_expected_ref_count(folio) + !folio_test_lru(folio);
+	for (i = 0; i < PAGE_GRANULE_NR; i++)
+		refs += folios[i] == folio;
+	return folio_ref_count(folio) <= refs;
+}
+
+/* Copy the pages of a granule, locked in the swap cache, to one folio. */
+static bool copy_granule_folios(struct vm_fault *vmf, pte_t *ptes,
+				struct folio **folios, struct folio *folio)
+{
+	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
+	const bool write = vmf->flags & FAULT_FLAG_WRITE;
+	int i;
+
+	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		const softleaf_t entry = softleaf_from_pte(ptes[i]);
+		struct page *page;
+
+		/* The lock is what keeps the slot, see do_swap_page(). */
+		if (!folio_matches_swap_entry(folios[i], entry) ||
+		    !folio_test_uptodate(folios[i]) ||
+		    !granule_copies_folio(folios, i, ptes[i], write))
+			return false;
+		page = folio_file_page(folios[i], swp_offset(entry));
+		if (PageHWPoison(page))
+			return false;
+
+		arch_swap_restore(folio_swap(entry, folios[i]), folios[i]);
+		if (copy_mc_user_highpage(folio_page(folio, i), page,
+					  start + i * PAGE_SIZE, vmf->vma))
+			return false;
+		kmsan_copy_page_meta(folio_page(folio, i), page);
+	}
+
+	__folio_mark_uptodate(folio);
+	/* Its contents are nowhere else from now on. */
+	folio_mark_dirty(folio);
+	return true;
+}
+
+/* Map a folio to a granule, all of which is swapped out. @pte is the first. */
+static void map_swapped_granule(struct vm_fault *vmf, pte_t *pte, pte_t *ptes,
+				struct folio *folio)
+{
+	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
+	struct vm_area_struct *vma = vmf->vma;
+	struct mm_struct *mm = vma->vm_mm;
+	pte_t entry;
+	int i;
+
+	add_mm_counter(mm, MM_ANONPAGES, PAGE_GRANULE_NR);
+	add_mm_counter(mm, MM_SWAPENTS, -PAGE_GRANULE_NR);
+	entry = folio_mk_pte(folio, vma->vm_page_prot);
+	entry = pte_sw_mkyoung(entry);
+	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		if (pte_swp_soft_dirty(ptes[i]))
+			entry = pte_mksoft_dirty(entry);
+	}
+	if ((vma->vm_flags & VM_WRITE) && !pte_needs_soft_dirty_wp(vma, entry)) {
+		entry = pte_mkwrite(entry, vma);
+		if (vmf->flags & FAULT_FLAG_WRITE)
+			entry = pte_mkdirty(entry);
+	}
+
+	flush_icache_pages(vma, folio_page(folio, 0), PAGE_GRANULE_NR);
+	map_new_anon_folio(folio, pte, vma, start, entry);
+	arch_do_swap_page_nr(mm, vma, start, entry, entry, PAGE_GRANULE_NR);
+	page_granule_count_swapin(PAGE_GRANULE_NR);
+}
+
+/* Release the slots of a granule that is mapped to a copy, and try to free them. */
+static void put_granule_swap(pte_t *ptes, struct folio **folios)
+{
+	int i;
+
+	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		const softleaf_t entry = softleaf_from_pte(ptes[i]);
+
+		folio_put_swap(folios[i], folio_file_page(folios[i],
+							  swp_offset(entry)));
+	}
+	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		if (!granule_folio_seen(folios, i))
+			folio_free_swap(folios[i]);
+	}
+}
+
+/* Is what granule_swapped() has found still there? @pte is locked. */
+static bool granule_swap_same(pte_t *pte, const pte_t *ptes)
+{
+	int i;
+
+	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		if (!pte_same(ptep_get(pte + i), ptes[i]))
+			return false;
+	}
+	return true;
+}
+
+/*
+ * Would a read be refused the copy, see granule_copies_folio()? Just a hint. The
+ * slots are there as long as the PTEs cannot change.
+ */
+static bool granule_slots_shared(struct vm_fault *vmf, const pte_t *ptes)
+{
+	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
+	bool shared = false;
+	pte_t *pte;
+	int i;
+
+	pte = pte_offset_map_lock(vmf->vma->vm_mm, vmf->pmd, start, &vmf->ptl);
+	if (!pte)
+		return false;
+	if (granule_swap_same(pte, ptes)) {
+		for (i = 0; i < PAGE_GRANULE_NR && !shared; i++)
+			shared = !pte_swp_exclusive(ptes[i]) &&
+				 __swap_count(softleaf_from_pte(ptes[i])) > 1;
+	}
+	pte_unmap_unlock(pte, vmf->ptl);
+	return shared;
+}
+
+/*
+ * Swap in a granule by a copy: its slots need not be in order, and a part of it
+ * may be in the swap cache, or in zswap. The copy is exclusive to this process, so
+ * what fork() has shared is copied for a write only.
+ *
+ * Return 0 if the granule is whole or has changed meanwhile, VM_FAULT_OOM if it
+ * cannot be had in one folio, or VM_FAULT_RETRY with the lock released.
+ */
+static vm_fault_t swapin_granule_copy(struct vm_fault *vmf, pte_t *ptes)
+{
+	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
+	struct folio *folios[PAGE_GRANULE_NR], *folio = NULL;
+	struct vm_area_struct *vma = vmf->vma;
+	vm_fault_t ret;
+	pte_t *pte;
+
+	ret = read_granule_folios(vmf, ptes, folios);
+	if (ret)
+		return ret;
+
+	ret = VM_FAULT_OOM;
+	if (!(vmf->flags & FAULT_FLAG_WRITE) && granule_slots_shared(vmf, ptes))
+		goto put_folios;
+	folio = alloc_granule_folio(vma, start);
+	if (!folio)
+		goto put_folios;
+	if (!lock_granule_folios(folios))
+		goto put_folios;
+	if (!copy_granule_folios(vmf, ptes, folios, folio))
+		goto unlock_folios;
+
+	ret = 0;
+	pte = pte_offset_map_lock(vma->vm_mm, vmf->pmd, start, &vmf->ptl);
+	if (!pte)
+		goto unlock_folios;
+	if (granule_swap_same(pte, ptes)) {
+		map_swapped_granule(vmf, pte, ptes, folio);
+		folio = NULL;
+		put_granule_swap(ptes, folios);
+	}
+	pte_unmap_unlock(pte, vmf->ptl);
+
+unlock_folios:
+	unlock_granule_folios(folios, PAGE_GRANULE_NR);
+put_folios:
+	put_swapin_folios(folios, PAGE_GRANULE_NR);
+	if (folio)
+		folio_put(folio);
+	return ret;
+}
+
+/**
+ * swapin_granule_single - Swap in a granule page by page.
+ * @vmf: A fault on an address in a granule; its PTE is neither mapped nor locked.
+ *
+ * All but the page that faulted, which is left to the caller. They are in the swap
+ * cache by now.
+ */
+void swapin_granule_single(struct vm_fault *vmf)
+{
+	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
+	unsigned long addr;
+
+	count_vm_event(GRANULE_SWPIN_FALLBACK);
+	for (addr = start; addr < start + PAGE_GRANULE_SIZE; addr += PAGE_SIZE) {
+		struct vm_fault one = {
+			.vma = vmf->vma,
+			.address = addr,
+			.real_address = addr,
+			.pgoff = linear_page_index(vmf->vma, addr),
+			.gfp_mask = vmf->gfp_mask,
+			/* Nothing that lets go of the lock. */
+			.flags = vmf->flags & FAULT_FLAG_VMA_LOCK,
+			.pmd = vmf->pmd,
+		};
+
+		if (addr == (vmf->address & PAGE_MASK))
+			continue;
+		one.pte = pte_offset_map(one.pmd, addr);
+		if (!one.pte)
+			return;
+		one.orig_pte = ptep_get_lockless(one.pte);
+		if (softleaf_is_swap(softleaf_from_pte(one.orig_pte)))
+			__do_swap_page(&one, false);
+		else
+			pte_unmap(one.pte);
+	}
+	page_granule_repair_later(vmf->vma->vm_mm, start);
+}
+
+/**
+ * swapin_granule - Swap in a granule as a whole.
+ * @vmf: A fault on an address in a granule; its PTE is neither mapped nor locked.
+ * @entry: The swap entry of the page that faulted, whose device stays.
+ * @orders: Bitfield of the orders to read to, besides that of the granule.
+ * @foliop: Is set to a folio that is to be mapped, or left alone.
+ *
+ * If the slots are consecutive and aligned, the granule is in the swap cache as
+ * one folio, or is read to one of @orders or its own; it remains to be mapped.
+ * Otherwise, or if only a part of it is in zswap, it is copied to a folio, and
+ * mapped.
+ *
+ * Return: 0 if the granule is whole or has changed meanwhile; VM_FAULT_FALLBACK
+ * if *@foliop, which is referenced and in the swap cache, is to be mapped, or if
+ * it is NULL and the page is to be swapped in by itself; VM_FAULT_OOM for the
+ * latter if there was no folio for the granule; VM_FAULT_RETRY as
+ * folio_lock_or_retry() does. VM_FAULT_MAJOR if anything was read.
+ */
+vm_fault_t swapin_granule(struct vm_fault *vmf, softleaf_t entry,
+			  unsigned long orders, struct folio **foliop)
+{
+	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
+	struct vm_area_struct *vma = vmf->vma;
+	pte_t ptes[PAGE_GRANULE_NR], *pte;
+	vm_fault_t major = 0, ret;
+	bool swapped, in_order;
+	struct folio *folio;
+	int i;
+
+	pte = pte_offset_map_lock(vma->vm_mm, vmf->pmd, start, &vmf->ptl);
+	if (!pte)
+		return 0;
+	i = (vmf->address - start) >> PAGE_SHIFT;
+	if (!pte_same(ptep_get(pte + i), vmf->orig_pte)) {
+		pte_unmap_unlock(pte, vmf->ptl);
+		return 0;
+	}
+	in_order = granule_swapped_in_order(pte, entry, ptes);
+	swapped = in_order || granule_swapped(pte, entry, ptes);
+	pte_unmap_unlock(pte, vmf->ptl);
+	if (!swapped)
+		return VM_FAULT_FALLBACK;
+
+	folio = swap_cache_get_folio(entry);
+	if (!folio) {
+		major = VM_FAULT_MAJOR;
+		if (in_order &&
+		    zswap_can_load(softleaf_from_pte(ptes[0]), PAGE_GRANULE_NR))
+			folio = swapin_sync(entry, GFP_HIGHUSER_MOVABLE,
+					    page_granule_orders(orders), vmf,
+					    NULL, 0);
+	}
+	if (!IS_ERR_OR_NULL(folio)) {
+		if (in_order && folio_order(folio) >= PAGE_GRANULE_ORDER) {
+			*foliop = folio;
+			return VM_FAULT_FALLBACK | major;
+		}
+		folio_put(folio);
+	}
+
+	for (i = 1; in_order && i < PAGE_GRANULE_NR; i++)
+		ptes[i] = pte_next_swp_offset(ptes[i - 1]);
+	ret = swapin_granule_copy(vmf, ptes);
+	if (ret != VM_FAULT_OOM)
+		return ret | major;
+
+	/* Somebody else may have swapped it in, and freed the slots. */
+	pte = pte_offset_map_lock(vma->vm_mm, vmf->pmd, start, &vmf->ptl);
+	if (!pte)
+		return major;
+	swapped = granule_swap_same(pte, ptes);
+	pte_unmap_unlock(pte, vmf->ptl);
+	return (swapped ? VM_FAULT_OOM : 0) | major;
+}
+#endif /* CONFIG_SWAP */
+
+#ifdef CONFIG_SHMEM
+/* Does userfaultfd wait for faults on missing pages of a granule in some VMA? */
+static bool granule_monitored(struct address_space *mapping, pgoff_t index)
+{
+	struct vm_area_struct *vma;
+	bool monitored = false;
+
+	i_mmap_lock_read(mapping);
+	mapping_rmap_tree_foreach(vma, mapping, index,
+				  index + PAGE_GRANULE_NR - 1)
+		monitored |= userfaultfd_missing(vma);
+	i_mmap_unlock_read(mapping);
+	return monitored;
+}
+
+/*
+ * Populate a granule of shared memory, some of which is in small folios. All of it
+ * is brought into the page cache, and to one folio if it can be: a granule that was
+ * there already, or swapped out page by page, gets one like this.
+ *
+ * Return 0 if the fault can go on with what is in the page cache now,
+ * VM_FAULT_NOPAGE if there is no folio and single pages have been mapped, or an
+ * error. @swapped: was the page that faulted swapped out?
+ */
+static vm_fault_t populate_shared_granule(struct vm_fault *vmf, bool swapped)
+{
+	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
+	struct vm_area_struct *vma = vmf->vma;
+	struct address_space *mapping = vma->vm_file->f_mapping;
+	const pgoff_t index = linear_page_index(vma, start);
+	struct mem_cgroup *memcg, *old_memcg;
+	bool found = swapped;
+	struct folio *folio;
+	vm_fault_t ret;
+	void *entry;
+	int i;
+
+	/* mremap() may have made the mapping longer than the memory. */
+	if (index + PAGE_GRANULE_NR >
+	    DIV_ROUND_UP(i_size_read(mapping->host), PAGE_SIZE))
+		return 0;
+	/* Whoever monitors holes in it wants to fill them. */
+	if (granule_monitored(mapping, index))
+		return 0;
+
+	/* Whoever faults for it, the owner of the memory is to be charged. */
+	memcg = get_mem_cgroup_from_mm(vma->vm_mm);
+	old_memcg = set_active_memcg(memcg);
+	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		if (index + i != vmf->pgoff) {
+			entry = xa_load(&mapping->i_pages, index + i);
+			found |= !!entry;
+			swapped |= xa_is_value(entry);
+		}
+		/* Without all of it there will be no granule. */
+		if (shmem_get_folio(mapping->host, index + i, 0, &folio,
+				    SGP_CACHE))
+			break;
+		folio_unlock(folio);
+		folio_put(folio);
+	}
+	set_active_memcg(old_memcg);
+	mem_cgroup_put(memcg);
+	if (i < PAGE_GRANULE_NR)
+		return 0;
+
+	/* If nothing was there, an allocation has just failed. */
+	if (found) {
+		lru_add_drain();
+		if (page_granule_collapse(vma, start, false) >= 0) {
+			if (swapped)
+				page_granule_count_swapin(PAGE_GRANULE_NR);
+			return 0;
+		}
+	}
+
+	ret = do_fault_around(vmf, PAGE_GRANULE_NR);
+	if (ret & VM_FAULT_NOPAGE) {
+		if (swapped)
+			count_vm_event(GRANULE_SWPIN_FALLBACK);
+		page_granule_count_fault(vma, start, GRANULE_FILL_SINGLE);
+	}
+	return ret;
+}
+
+/**
+ * do_fault_granule - __do_fault(), and for shared memory all of the granule.
+ * @vmf: A fault on an address in a granule; its PTE is neither mapped nor locked.
+ *
+ * Return: as __do_fault(), or VM_FAULT_NOPAGE if there is no folio and single
+ * pages have been mapped.
+ */
+vm_fault_t do_fault_granule(struct vm_fault *vmf)
+{
+	vm_fault_t ret = __do_fault(vmf);
+	struct folio *folio;
+
+	if (ret & (VM_FAULT_ERROR | VM_FAULT_NOPAGE | VM_FAULT_RETRY))
+		return ret;
+	folio = page_folio(vmf->page);
+	if (!granule_wants_pages(vmf, folio))
+		return ret;
+
+	/* The lock of one folio is not held while others are waited for. */
+	folio_unlock(folio);
+	folio_put(folio);
+	vmf->page = NULL;
+	ret &= VM_FAULT_MAJOR;
+	ret |= populate_shared_granule(vmf, ret);
+	if (ret & (VM_FAULT_ERROR | VM_FAULT_NOPAGE))
+		return ret;
+	return __do_fault(vmf) | ret;
+}
+#endif /* CONFIG_SHMEM */

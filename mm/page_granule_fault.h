@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What mm/memory.c calls where an address is in a granule.
+ */
+#ifndef __MM_PAGE_GRANULE_FAULT_H
+#define __MM_PAGE_GRANULE_FAULT_H
+
+#include <linux/mm.h>
+#include <linux/page_granule.h>
+
+#include "internal.h"
+
+bool granule_empty(struct vm_fault *vmf, pte_t *pte);
+bool granule_wants_pages(struct vm_fault *vmf, struct folio *folio);
+vm_fault_t populate_granule_single(struct vm_fault *vmf, struct folio *folio);
+bool map_zero_granule(struct vm_fault *vmf);
+vm_fault_t wp_copy_granule(struct vm_fault *vmf);
+bool wp_reuse_granule(struct vm_fault *vmf, struct folio *folio);
+bool mark_granule_soft_dirty(struct vm_fault *vmf);
+void count_fault_granule(struct vm_fault *vmf, int nr_pages);
+int copy_pinned_granule(struct vm_area_struct *dst_vma,
+			struct vm_area_struct *src_vma, pmd_t *dst_pmd,
+			pmd_t *src_pmd, unsigned long addr);
+
+#ifdef CONFIG_PAGE_GRANULE
+void granule_filled(struct vm_fault *vmf);
+#else
+static inline void granule_filled(struct vm_fault *vmf)
+{
+}
+#endif
+
+#if defined(CONFIG_PAGE_GRANULE) && defined(CONFIG_SWAP)
+vm_fault_t swapin_granule(struct vm_fault *vmf, softleaf_t entry,
+			  unsigned long orders, struct folio **foliop);
+void swapin_granule_single(struct vm_fault *vmf);
+#else
+static inline void swapin_granule_single(struct vm_fault *vmf)
+{
+}
+
+static inline vm_fault_t swapin_granule(struct vm_fault *vmf, softleaf_t entry,
+					unsigned long orders,
+					struct folio **foliop)
+{
+	return VM_FAULT_FALLBACK;
+}
+#endif
+
+#if defined(CONFIG_PAGE_GRANULE) && defined(CONFIG_SHMEM)
+vm_fault_t do_fault_granule(struct vm_fault *vmf);
+#else
+static inline vm_fault_t do_fault_granule(struct vm_fault *vmf)
+{
+	return __do_fault(vmf);
+}
+#endif
+
+#endif /* __MM_PAGE_GRANULE_FAULT_H */
