@@ -1557,9 +1557,9 @@ static struct folio *make_migration_entries(unsigned long addr)
 	for (i = 0; i < PAGE_GRANULE_NR; i++) {
 		softleaf_t entry = make_writable_migration_entry(page_to_pfn(page + i));
 
-		if (i & 1)
+		if (i < PAGE_GRANULE_NR / 4)
 			entry = make_migration_entry_young(entry);
-		if (i & 2)
+		if (i < PAGE_GRANULE_NR / 2)
 			entry = make_migration_entry_dirty(entry);
 		set_pte_at(mm, addr + i * PAGE_SIZE, ptep + i,
 			   softleaf_to_pte(entry));

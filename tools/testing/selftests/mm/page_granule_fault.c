@@ -1465,8 +1465,10 @@ TEST_F_TIMEOUT(page_granule_fallback, unmapped_without_memory, 120)
 	unsigned long partial = 0, broken = 0;
 	int round;
 
-	granule_fail_order4(true);
 	for (round = 0; round < 100; round++) {
+		/* One run, which takes less room: what is full is so inside a granule. */
+		self->area[0] = 0;
+		granule_fail_order4(true);
 		memset(self->area, 0, len);
 		broken += granule_count(self->pagemap, self->area, len, GRANULE_BROKEN);
 
@@ -1478,14 +1480,14 @@ TEST_F_TIMEOUT(page_granule_fallback, unmapped_without_memory, 120)
 		EXPECT_EQ(madvise(self->area, len, MADV_DONTNEED), 0);
 		race_stop(&race, racers, ARRAY_SIZE(racers));
 		granule_fail_nowait(false);
+		granule_fail_order4(false);
 
 		partial += count_partial(self->pagemap, self->area, len);
 		ASSERT_EQ(madvise(self->area, len, MADV_DONTNEED), 0);
 	}
-	granule_fail_order4(false);
 	EXPECT_EQ(race.errors, 0);
 	EXPECT_GT(race.writes, 0);
-	EXPECT_EQ(broken, 8 * round);
+	EXPECT_EQ(broken, 7 * round);
 	EXPECT_EQ(partial, 0);
 }
 
