@@ -122,6 +122,7 @@ struct job {
 	bool all;
 	bool life;
 	bool fragment;
+	bool ceiling;
 };
 
 /* Memory that goes through stages, in address space of its own. */
@@ -1521,6 +1522,67 @@ static void print_missing(const struct bench *bench)
 	}
 }
 
+/*
+ * What a flush costs on x86: mprotect() of a few granules, once with a ceiling so
+ * low that all of the TLB is flushed, and once with one so high that it is entry
+ * by entry. What it takes to fill the TLB again is not among instructions.
+ */
+#define CEILING		"/sys/kernel/debug/x86/tlb_single_page_flush_ceiling"
+#define CEILING_MAX	8
+
+static unsigned long bench_ceiling(const struct bench *bench, char *area,
+				   unsigned int nr, const char *ceiling)
+{
+	unsigned long ns, best = ULONG_MAX;
+	struct result res;
+	unsigned int i;
+
+	if (granule_write(CEILING, ceiling))
+		return 0;
+	for (i = 0; i < bench->repeat; i++) {
+		touch(area, nr * GRANULE_SIZE);
+		memset(&res, 0, sizeof(res));
+		measure_start(&res);
+		if (mprotect(area, nr * GRANULE_SIZE, PROT_READ))
+			return 0;
+		measure_stop(&res);
+		if (mprotect(area, nr * GRANULE_SIZE, PROT_RW))
+			return 0;
+		ns = res.ns;
+		best = ns < best ? ns : best;
+	}
+	return best;
+}
+
+static bool bench_ceilings(const struct bench *bench)
+{
+	unsigned long all, one;
+	char saved[32] = {};
+	unsigned int nr;
+	char *area;
+
+	area = granule_mmap(GRANULE_CONTRACT, NULL, CEILING_MAX * GRANULE_SIZE, PROT_RW, 0);
+	if (area == MAP_FAILED || read_file(CEILING, saved, sizeof(saved)) <= 0)
+		return false;
+	if (bench->tables)
+		printf("\nmprotect() of granules, instructions, best of %u\n"
+		       "granules   entries   all of the TLB   entry by entry\n",
+		       bench->repeat);
+	for (nr = 1; nr <= CEILING_MAX; nr++) {
+		all = bench_ceiling(bench, area, nr, "0");
+		one = bench_ceiling(bench, area, nr, "1024");
+		if (!all || !one)
+			break;
+		if (bench->tables)
+			printf("%8u %9lu %16lu %16lu\n", nr, nr * GRANULE_NR_PAGES, all, one);
+		if (bench->json)
+			fprintf(bench->json, "{\"set\": \"ceiling\", \"granules\": %u, \"ns_all\": %lu, \"ns_one\": %lu}\n",
+				nr, all, one);
+	}
+	granule_write(CEILING, saved);
+	return nr > CEILING_MAX;
+}
+
 static int run_bench(struct bench *bench, const struct job *job)
 {
 	if (bench->tables)
@@ -1541,6 +1603,8 @@ static int run_bench(struct bench *bench, const struct job *job)
 		return KSFT_FAIL;
 	if (job->fragment && !bench_fragments(bench))
 		return KSFT_FAIL;
+	if (job->ceiling && !bench_ceilings(bench))
+		return error("no flush ceiling measured");
 	if (bench->tables && bench->smaps && job->stage)
 		printf("\nsmaps of the granule VMA\n%s", bench->smaps);
 	return KSFT_PASS;
@@ -1572,7 +1636,8 @@ static void print_usage(FILE *fp)
 
 	fprintf(fp,
 		"usage: page_granule_bench [--mib N] [--repeat N] [--threads N] [--stage NAME]\n"
-		"                          [--all] [--life] [--fragment] [--json[=FILE]]\n"
+		"                          [--all] [--life] [--fragment] [--ceiling]\n"
+		"                          [--json[=FILE]]\n"
 		"\n"
 		"Measure anonymous memory of 4 KiB pages, of 64 KiB mTHP, of 64 KiB hugetlb pages\n"
 		"and of 64 KiB granules, as far as the kernel has them, or of 64 KiB pages. Run as\n"
@@ -1586,6 +1651,7 @@ static void print_usage(FILE *fp)
 		"  --all         run each stage, on fresh memory\n"
 		"  --life        run all stages in order, on the same memory\n"
 		"  --fragment    fragment free memory, and see how many runs it makes\n"
+		"  --ceiling     x86: what it costs to flush all of the TLB, or entry by entry\n"
 		"  --json        one JSON object a line instead of tables, or, where there is a\n"
 		"                FILE, in it and beside them\n"
 		"  --help        this text\n"
@@ -1605,6 +1671,7 @@ int main(int argc, char **argv)
 		{ "all", no_argument, NULL, 'a' },
 		{ "life", no_argument, NULL, 'l' },
 		{ "fragment", no_argument, NULL, 'f' },
+		{ "ceiling", no_argument, NULL, 'c' },
 		{ "json", optional_argument, NULL, 'j' },
 		{ "help", no_argument, NULL, 'h' },
 		{ }
@@ -1644,6 +1711,9 @@ int main(int argc, char **argv)
 		case 'f':
 			job.fragment = true;
 			break;
+		case 'c':
+			job.ceiling = true;
+			break;
 		case 'j':
 			bench.tables = optarg;
 			bench.json = optarg ? fopen(optarg, "w") : stdout;
@@ -1662,7 +1732,7 @@ int main(int argc, char **argv)
 		print_usage(stderr);
 		return KSFT_FAIL;
 	}
-	if (!job.stage && !job.all && !job.life && !job.fragment)
+	if (!job.stage && !job.all && !job.life && !job.fragment && !job.ceiling)
 		job.stage = &stages[FIRST_TOUCH];
 
 	if (geteuid())
@@ -1671,6 +1741,10 @@ int main(int argc, char **argv)
 		return error("boot a kernel with pages of 4 KiB, or of 64 KiB");
 	if (getpagesize() != BASE_SIZE && job.fragment)
 		return error("--fragment cuts blocks of 64 KiB: boot a kernel with 4 KiB pages");
+	if (job.ceiling && access(CEILING, W_OK))
+		return error("--ceiling needs " CEILING ": mount debugfs, on x86");
+	if (job.ceiling && !granule_supported())
+		return error("--ceiling is about granules: set CONFIG_PAGE_GRANULE=y");
 	if (!thp_available())
 		return error("no THP settings: set CONFIG_TRANSPARENT_HUGEPAGE=y, mount sysfs");
 	if (bench.mib * 1024 > granule_meminfo_kb("MemAvailable") / 10 * 9)

@@ -474,7 +474,8 @@ static void look(const struct actor *actor, unsigned long granule)
 	if (!area->strict || area->shared)
 		return;
 	filled = granule_filled(actor->pagemap, addr);
-	if (filled && filled != GRANULE_NR_PAGES) {
+	/* Another thread may have cut it since. */
+	if (filled && filled != GRANULE_NR_PAGES && load(&area->strict)) {
 		print_pagemap(addr);
 		fail("%s: granule %lu at %p has %u pages", area_name(area), granule, addr, filled);
 	}
@@ -895,6 +896,9 @@ static void op_free(struct actor *actor)
 	int ret;
 
 	range.nr = MIN(range.nr, 4 * GRANULE_NR_PAGES);
+	/* Where there was no folio, single pages go one by one, unless by contract. */
+	if (area->kind == GRANULE_DEFAULT)
+		store(&area->strict, false);
 	ret = madvise(addr, range_len(&range), MADV_FREE);
 	if (ret && errno == EINVAL && actor->nr > 1)
 		return;

@@ -1,0 +1,402 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Page granule: how often TLBs are flushed, as the kernel counts it with
+ * CONFIG_DEBUG_TLBFLUSH. Whatever is done to a granule as a whole takes one flush
+ * or none, and on arm64 makes nothing of entries that are present contiguous, or
+ * the reverse, which would take another.
+ */
+#define _GNU_SOURCE
+#include "kselftest_harness.h"
+#include <asm-generic/mman.h> /* Force the import of the tools version. */
+#include <limits.h>
+#include <linux/mempolicy.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "vm_util.h"
+#include "page_granule_util.h"
+
+#define NR		64UL
+#define LEN		(NR * GRANULE_SIZE)
+
+/* What others do meanwhile; much less than a flush, or a fold, for each granule. */
+#define SLACK		(NR / 4)
+
+#define COUNTERS_REMEDY	"no counters: set CONFIG_DEBUG_TLBFLUSH=y"
+
+#define NUMA_BALANCING	"/proc/sys/kernel/numa_balancing"
+#define HINT_SECONDS	60
+
+static const char * const flush_counters[] = {
+	"nr_tlb_flush_range", "nr_tlb_flush_mm",
+#ifdef __x86_64__
+	/* Elsewhere what is deferred is but the wait for flushes counted above. */
+	"nr_tlb_flush_batch",
+#endif
+};
+
+static const char * const fold_counters[] = { "nr_contpte_fold", "nr_contpte_unfold" };
+
+static char numa_balancing[32];
+
+/* The sum of those counters that the architecture has. */
+static unsigned long sum(const char * const *names, size_t nr)
+{
+	unsigned long val, ret = 0;
+	size_t i;
+
+	for (i = 0; i < nr; i++) {
+		val = granule_vmstat(names[i]);
+		if (val != ULONG_MAX)
+			ret += val;
+	}
+	return ret;
+}
+
+static unsigned long flushes(void)
+{
+	return sum(flush_counters, ARRAY_SIZE(flush_counters));
+}
+
+static unsigned long folds(void)
+{
+	return sum(fold_counters, ARRAY_SIZE(fold_counters));
+}
+
+FIXTURE(page_granule_flush)
+{
+	char *area;
+	char *spare;		/* as long, for mremap() */
+	int pagemap;
+	pthread_t spinner;
+	bool stop;
+	bool spins;
+	unsigned long flushes;
+	unsigned long folds;
+};
+
+FIXTURE_VARIANT(page_granule_flush)
+{
+	enum granule_kind kind;
+};
+
+FIXTURE_VARIANT_ADD(page_granule_flush, contract)
+{
+	.kind = GRANULE_CONTRACT,
+};
+
+FIXTURE_VARIANT_ADD(page_granule_flush, default_tagged)
+{
+	.kind = GRANULE_DEFAULT,
+};
+
+static void touch(char *area)
+{
+	unsigned long i;
+
+	for (i = 0; i < NR; i++)
+		++*(volatile char *)byte_of(area, i);
+}
+
+/* Has the memory in the TLB of another CPU, so that no flush is left out. */
+static void *spin(void *arg)
+{
+	bool *stop = arg;
+
+	while (!__atomic_load_n(stop, __ATOMIC_RELAXED))
+		sched_yield();
+	return NULL;
+}
+
+/* Returns false if there is but one CPU. */
+static bool use_two_cpus(pthread_t *spinner, bool *stop)
+{
+	cpu_set_t cpus, one;
+	int cpu;
+
+	if (sched_getaffinity(0, sizeof(cpus), &cpus) || CPU_COUNT(&cpus) < 2)
+		return false;
+	cpu = sched_getcpu();
+	CPU_ZERO(&one);
+	CPU_SET(cpu, &one);
+	CPU_CLR(cpu, &cpus);
+	if (pthread_create(spinner, NULL, spin, stop))
+		return false;
+	pthread_setaffinity_np(*spinner, sizeof(cpus), &cpus);
+	sched_setaffinity(0, sizeof(one), &one);
+	return true;
+}
+
+FIXTURE_SETUP(page_granule_flush)
+{
+	char *res;
+
+	if (granule_vmstat(flush_counters[0]) == ULONG_MAX)
+		SKIP(return, COUNTERS_REMEDY);
+	ASSERT_EQ(granule_set_enabled(true), 0);
+	ASSERT_EQ(granule_set(PR_GRANULE_MMAP, BASE_SIZE), 0);
+	granule_thp_never();
+	self->pagemap = granule_open_pagemap();
+	ASSERT_GE(self->pagemap, 0);
+	res = granule_reserve(2 * LEN + GRANULE_SIZE);
+	ASSERT_NE(res, NULL);
+	self->area = granule_mmap(variant->kind, res, LEN, PROT_RW, MAP_FIXED);
+	ASSERT_EQ(self->area, res);
+	self->spare = res + LEN + GRANULE_SIZE;
+	self->spins = use_two_cpus(&self->spinner, &self->stop);
+	touch(self->area);
+}
+
+FIXTURE_TEARDOWN(page_granule_flush)
+{
+	EXPECT_TRUE(granule_invariants_hold());
+	if (self->spins) {
+		__atomic_store_n(&self->stop, true, __ATOMIC_RELAXED);
+		pthread_join(self->spinner, NULL);
+	}
+}
+
+#define COUNT_START()							\
+	do {								\
+		self->folds = folds();					\
+		self->flushes = flushes();				\
+	} while (0)
+
+/* Of a stage that may flush up to @max times. */
+#define EXPECT_FLUSHES(max)						\
+	do {								\
+		self->flushes = flushes() - self->flushes;		\
+		self->folds = folds() - self->folds;			\
+		EXPECT_LE(self->flushes, (max) + SLACK);		\
+		EXPECT_LE(self->folds, SLACK);				\
+	} while (0)
+
+#define EXPECT_WHOLE(area)						\
+	EXPECT_EQ(granule_count(self->pagemap, area, LEN, GRANULE_WHOLE), NR)
+
+/* A child that shares the memory until it is killed. */
+static pid_t fork_idle(void)
+{
+	pid_t pid = fork();
+
+	while (!pid)
+		pause();
+	return pid;
+}
+
+static void end_child(pid_t pid)
+{
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+}
+
+TEST_F(page_granule_flush, zap)
+{
+	unsigned long i;
+
+	COUNT_START();
+	for (i = 0; i < NR; i++)
+		ASSERT_EQ(madvise(nth(self->area, i), GRANULE_SIZE, MADV_DONTNEED), 0);
+	EXPECT_FLUSHES(NR);
+
+	touch(self->area);
+	EXPECT_WHOLE(self->area);
+	COUNT_START();
+	ASSERT_EQ(munmap(self->area, LEN), 0);
+	EXPECT_FLUSHES(1);
+}
+
+TEST_F(page_granule_flush, mprotect)
+{
+	unsigned long i;
+
+	COUNT_START();
+	for (i = 0; i < NR; i++)
+		ASSERT_EQ(mprotect(nth(self->area, i), GRANULE_SIZE, PROT_READ), 0);
+	EXPECT_FLUSHES(NR);
+	EXPECT_WHOLE(self->area);
+
+	COUNT_START();
+	for (i = 0; i < NR; i++)
+		ASSERT_EQ(mprotect(nth(self->area, i), GRANULE_SIZE, PROT_RW), 0);
+	touch(self->area);
+	EXPECT_FLUSHES(NR);
+	EXPECT_WHOLE(self->area);
+}
+
+TEST_F(page_granule_flush, fork_and_cow)
+{
+	pid_t pid;
+
+	COUNT_START();
+	pid = fork_idle();
+	ASSERT_GT(pid, 0);
+	EXPECT_FLUSHES(1);
+	EXPECT_WHOLE(self->area);
+
+	COUNT_START();
+	touch(self->area);
+	EXPECT_FLUSHES(NR);
+	EXPECT_WHOLE(self->area);
+	end_child(pid);
+}
+
+/* The last to have the memory writes to it without a copy. */
+TEST_F(page_granule_flush, reuse)
+{
+	pid_t pid = fork_idle();
+
+	ASSERT_GT(pid, 0);
+	end_child(pid);
+	COUNT_START();
+	touch(self->area);
+	EXPECT_FLUSHES(NR);
+	EXPECT_WHOLE(self->area);
+}
+
+TEST_F(page_granule_flush, write_after_read)
+{
+	unsigned long i;
+
+	ASSERT_EQ(madvise(self->area, LEN, MADV_DONTNEED), 0);
+	COUNT_START();
+	for (i = 0; i < NR; i++)
+		FORCE_READ(*byte_of(self->area, i));
+	EXPECT_FLUSHES(0);
+
+	COUNT_START();
+	touch(self->area);
+	EXPECT_FLUSHES(NR);
+	EXPECT_WHOLE(self->area);
+}
+
+TEST_F(page_granule_flush, reclaim)
+{
+	int i;
+
+	COUNT_START();
+	/* A page that is in a batch of others, or written back, stays for now. */
+	for (i = 0; i < 50 && granule_rss_kb(self->area, LEN); i++) {
+		ASSERT_EQ(madvise(self->area, LEN, MADV_PAGEOUT), 0);
+		usleep(10 * 1000);
+	}
+	if (granule_rss_kb(self->area, LEN))
+		SKIP(return, "no swap: swapon a device");
+	EXPECT_FLUSHES(NR);
+
+	COUNT_START();
+	touch(self->area);
+	EXPECT_FLUSHES(NR);
+	EXPECT_WHOLE(self->area);
+}
+
+TEST_F(page_granule_flush, mremap)
+{
+	char *from, *to;
+	unsigned long i;
+
+	COUNT_START();
+	for (i = 0; i < NR; i++) {
+		from = nth(self->area, i);
+		to = nth(self->spare, i);
+		ASSERT_EQ(mremap(from, GRANULE_SIZE, GRANULE_SIZE,
+				 MREMAP_MAYMOVE | MREMAP_FIXED, to), to);
+	}
+	touch(self->spare);
+	EXPECT_FLUSHES(NR);
+	EXPECT_WHOLE(self->spare);
+}
+
+/* How many granules are on @node, to which they are moved if @move. */
+static unsigned long on_node(char *area, int node, bool move)
+{
+	int nodes[NR], status[NR];
+	unsigned long i, nr = 0;
+	void *pages[NR];
+
+	for (i = 0; i < NR; i++) {
+		pages[i] = nth(area, i);
+		nodes[i] = node;
+	}
+	if (move && syscall(__NR_move_pages, 0, NR, pages, nodes, status, MPOL_MF_MOVE))
+		return 0;
+	if (syscall(__NR_move_pages, 0, NR, pages, NULL, status, 0))
+		return 0;
+	for (i = 0; i < NR; i++)
+		nr += status[i] == node;
+	return nr;
+}
+
+static bool two_nodes(void)
+{
+	return !access("/sys/devices/system/node/node1", F_OK);
+}
+
+TEST_F(page_granule_flush, migration)
+{
+	unsigned int node;
+
+	if (!two_nodes())
+		SKIP(return, "one NUMA node: boot with two");
+	ASSERT_EQ(syscall(__NR_getcpu, NULL, &node, NULL), 0);
+	COUNT_START();
+	ASSERT_EQ(on_node(self->area, !node, true), NR);
+	EXPECT_FLUSHES(NR);
+	EXPECT_WHOLE(self->area);
+}
+
+/* Granules stay where they are, so that each hint is one flush, and one fault. */
+TEST_F_TIMEOUT(page_granule_flush, numa_hints, 3 * HINT_SECONDS)
+{
+	unsigned long updates = 0, faults = 0, before, before_faults;
+	unsigned int node;
+	time_t end;
+
+	if (!two_nodes())
+		SKIP(return, "one NUMA node: boot with two");
+	if (access(NUMA_BALANCING, W_OK))
+		SKIP(return, "no NUMA balancing: set CONFIG_NUMA_BALANCING=y");
+	ASSERT_EQ(syscall(__NR_getcpu, NULL, &node, NULL), 0);
+	ASSERT_EQ(on_node(self->area, node, true), NR);
+
+	before = granule_vmstat("numa_pte_updates");
+	before_faults = granule_vmstat("numa_hint_faults");
+	COUNT_START();
+	ASSERT_EQ(granule_write(NUMA_BALANCING, "1"), 0);
+	for (end = time(NULL) + HINT_SECONDS; time(NULL) < end && faults < NR;) {
+		touch(self->area);
+		updates = granule_vmstat("numa_pte_updates") - before;
+		faults = granule_vmstat("numa_hint_faults") - before_faults;
+	}
+	ASSERT_EQ(granule_write(NUMA_BALANCING, "0"), 0);
+	ksft_print_msg("%lu entries, %lu faults\n", updates, faults);
+	EXPECT_GE(faults, NR);
+	EXPECT_FLUSHES(updates / GRANULE_NR_PAGES);
+	/* What was taken last is given back without a fold as well. */
+	touch(self->area);
+	EXPECT_WHOLE(self->area);
+}
+
+static void restore_numa_balancing(void)
+{
+	if (*numa_balancing)
+		granule_write(NUMA_BALANCING, numa_balancing);
+}
+
+int main(int argc, char **argv)
+{
+	granule_require();
+	granule_save_settings();
+	read_file(NUMA_BALANCING, numa_balancing, sizeof(numa_balancing));
+	atexit(restore_numa_balancing);
+	granule_write(NUMA_BALANCING, "0");
+	return test_harness_run(argc, argv);
+}
