@@ -79,11 +79,30 @@ bool granule_empty(struct vm_fault *vmf, pte_t *pte)
 	return pte_range_none(pte, PAGE_GRANULE_NR);
 }
 
+/*
+ * A granule is whole, but has become so page by page. An architecture that marks
+ * contiguous entries does so with the last of them in memory, which need not have
+ * been the last to be set. @pte is the first, and locked.
+ */
+static void fold_granule(struct vm_area_struct *vma, unsigned long start, pte_t *pte)
+{
+	pte_t old = ptep_get(pte);
+
+	/* Those that KSM has merged are told by the dirty bit, one by one. */
+	if (pte_protnone(old) || is_zero_pfn(pte_pfn(old)) ||
+	    !page_granule_folds(pte, old))
+		return;
+	old = modify_prot_start_ptes(vma, start, pte, PAGE_GRANULE_NR);
+	flush_tlb_ptes(vma, start, PAGE_GRANULE_NR);
+	modify_prot_commit_ptes(vma, start, pte, old, old, PAGE_GRANULE_NR);
+}
+
 /**
  * granule_filled - A page of a granule has been mapped by itself.
  * @vmf: The fault that did so, on an address in a granule.
  *
- * If it was the last page of a granule that is broken, that can be repaired.
+ * If it was the last page of a granule that is broken, that can be repaired. If the
+ * granule is whole, for one folio holds all pages, then the architecture is told.
  *
  * Context: vmf->pte is mapped and locked.
  */
@@ -102,7 +121,10 @@ void granule_filled(struct vm_fault *vmf)
 		if (!pte_present(ptep_get(pte + i)))
 			return;
 	}
-	page_granule_repair_later(vma->vm_mm, start);
+	if (page_granule_is_whole(vma, start, pte))
+		fold_granule(vma, start, pte);
+	else
+		page_granule_repair_later(vma->vm_mm, start);
 }
 
 /* Free those folios for a granule that have not been mapped. */
@@ -621,7 +643,7 @@ static int copy_present_granule(struct vm_area_struct *dst_vma,
  * @src_pmd: That of the parent.
  * @addr: The address of a page that may be pinned, in a granule.
  *
- * If it is the first page of a granule, that is copied as a whole.
+ * If it is the first page of a granule that is whole, that is copied as such.
  *
  * Context: The mmap locks of both are held for writing. Sleeps.
  * Return: how many PTEs have been copied, 0 if the page is to be copied by itself,
@@ -636,20 +658,17 @@ int copy_pinned_granule(struct vm_area_struct *dst_vma,
 	struct folio *folio;
 	int ret = 0;
 
-	if (!vma_has_granule(src_vma, addr) ||
-	    !IS_ALIGNED(addr, PAGE_GRANULE_SIZE))
-		return 0;
-	if (!lock_granule_to_copy(dst_vma, src_vma, dst_pmd, src_pmd, addr,
+	if (!IS_ALIGNED(addr, PAGE_GRANULE_SIZE) ||
+	    !lock_granule_to_copy(dst_vma, src_vma, dst_pmd, src_pmd, addr,
 				  &dst_pte, &src_pte, &dst_ptl, &src_ptl))
-		return 0;
+		goto single;
 	pte_unmap_unlock(src_pte, src_ptl);
 	pte_unmap_unlock(dst_pte, dst_ptl);
 
 	folio = alloc_granule_folio(src_vma, addr);
 	if (!folio) {
 		count_vm_event(GRANULE_FALLBACK);
-		page_granule_repair_later(dst_vma->vm_mm, addr);
-		return 0;
+		goto single;
 	}
 
 	/* What was there may have been unmapped meanwhile. */
@@ -663,6 +682,10 @@ int copy_pinned_granule(struct vm_area_struct *dst_vma,
 	if (ret <= 0)
 		folio_put(folio);
 	return ret;
+
+single:
+	page_granule_repair_later(dst_vma->vm_mm, addr & PAGE_GRANULE_MASK);
+	return 0;
 }
 
 #ifdef CONFIG_SWAP
@@ -1194,6 +1217,13 @@ static vm_fault_t populate_shared_granule(struct vm_fault *vmf, bool swapped)
 		if (swapped)
 			count_vm_event(GRANULE_SWPIN_FALLBACK);
 		page_granule_count_fault(vma, start, GRANULE_FILL_SINGLE);
+		/* Others may have mapped some of the pages meanwhile. */
+		vmf->pte = pte_offset_map_lock(vma->vm_mm, vmf->pmd,
+					       vmf->address, &vmf->ptl);
+		if (vmf->pte) {
+			granule_filled(vmf);
+			pte_unmap_unlock(vmf->pte, vmf->ptl);
+		}
 	}
 	return ret;
 }
