@@ -19,7 +19,7 @@
 #define PAGE_GRANULE_SIZE	BIT(PAGE_GRANULE_SHIFT)
 #define PAGE_GRANULE_MASK	(~(PAGE_GRANULE_SIZE - 1))
 /* Some architectures have base pages that are larger. They have no granules. */
-#define PAGE_GRANULE_ORDER	(PAGE_SHIFT < PAGE_GRANULE_SHIFT ? \
+#define PAGE_GRANULE_ORDER	(PAGE_GRANULE_SHIFT - PAGE_SHIFT > 0 ? \
 				 PAGE_GRANULE_SHIFT - PAGE_SHIFT : 0)
 #define PAGE_GRANULE_NR		((int)BIT(PAGE_GRANULE_ORDER))
 

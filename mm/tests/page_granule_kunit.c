@@ -1540,7 +1540,7 @@ static struct folio *make_migration_entries(unsigned long addr)
 	struct folio *folio = NULL;
 	struct vm_area_struct *vma;
 	struct page *page;
-	spinlock_t *ptl;
+	spinlock_t *ptl; /* of the page table */
 	pte_t *ptep;
 	int i;
 
