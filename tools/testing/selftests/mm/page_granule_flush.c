@@ -114,7 +114,7 @@ static void touch(char *area)
 
 	/* Each page, for mTHP is changed page by page; no read, which finds zeroes. */
 	for (i = 0; i < LEN; i += BASE_SIZE)
-		*(volatile char *)(area + i) = 1;
+		__atomic_store_n(area + i, 1, __ATOMIC_RELAXED);
 }
 
 /* Has the memory in the TLB of another CPU, so that no flush is left out. */
