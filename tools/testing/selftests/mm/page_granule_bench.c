@@ -1575,9 +1575,10 @@ static bool bench_ceilings(const struct bench *bench)
 			break;
 		if (bench->tables)
 			printf("%8u %9lu %16lu %16lu\n", nr, nr * GRANULE_NR_PAGES, all, one);
-		if (bench->json)
-			fprintf(bench->json, "{\"set\": \"ceiling\", \"granules\": %u, "
-				"\"ns_all\": %lu, \"ns_one\": %lu}\n", nr, all, one);
+		if (!bench->json)
+			continue;
+		fprintf(bench->json, "{\"set\": \"ceiling\", \"granules\": %u, ", nr);
+		fprintf(bench->json, "\"ns_all\": %lu, \"ns_one\": %lu}\n", all, one);
 	}
 	granule_write(CEILING, saved);
 	return nr > CEILING_MAX;
