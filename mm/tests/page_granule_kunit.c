@@ -1572,6 +1572,48 @@ unlock:
 	return folio;
 }
 
+/* Unmap one page of shared memory, as reclaim of that page alone would. */
+static bool unmap_page(unsigned long addr)
+{
+	struct mm_struct *mm = current->mm;
+	struct vm_area_struct *vma;
+	struct page *page;
+	spinlock_t *ptl; /* of the page table */
+	pte_t *ptep;
+
+	mmap_read_lock(mm);
+	vma = find_vma(mm, addr);
+	ptep = lock_pte(mm, addr, &ptl);
+	if (ptep) {
+		page = pte_page(get_and_clear_ptes(mm, addr, ptep, 1));
+		flush_tlb_page(vma, addr);
+		dec_mm_counter(mm, MM_SHMEMPAGES);
+		folio_remove_rmap_ptes(page_folio(page), page, 1, vma);
+		folio_put(page_folio(page));
+		spin_unlock(ptl);
+	}
+	mmap_read_unlock(mm);
+	return ptep;
+}
+
+/* Assert that a granule is marked again when what was missing is mapped. */
+static void mm_filled(struct kunit *test)
+{
+	unsigned long granule;
+
+	if (!IS_ENABLED(CONFIG_SHMEM))
+		kunit_skip(test, "set CONFIG_SHMEM=y");
+
+	granule = map_shared(test);
+	write_byte(test, granule, 7);
+	expect_whole(test, granule, false);
+	KUNIT_ASSERT_TRUE(test, unmap_page(granule + 3 * PAGE_SIZE));
+	/* In one folio, as the others, but neither the last nor with them. */
+	write_byte(test, granule + 3 * PAGE_SIZE, 8);
+	expect_whole(test, granule, false);
+	KUNIT_EXPECT_EQ(test, read_byte(test, granule), 7);
+}
+
 /* Assert that a granule that was accessed in part is a run after migration. */
 static void mm_migrate(struct kunit *test)
 {
@@ -1643,6 +1685,7 @@ static struct kunit_case page_granule_cases[] = {
 	KUNIT_CASE(mm_write_after_race),
 #if IS_BUILTIN(CONFIG_PAGE_GRANULE_KUNIT_TEST) && defined(CONFIG_MIGRATION)
 	KUNIT_CASE(mm_migrate),
+	KUNIT_CASE(mm_filled),
 #endif
 	{}
 };
