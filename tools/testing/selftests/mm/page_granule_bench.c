@@ -40,7 +40,7 @@
 #define FREE_PART	5	/* when fragmented, one in that many pages is free */
 #define FREE_SLACK	400	/* give or take one in that many of all */
 #define MAX_ROUNDS	4
-#define MAX_IN_VAIN	64
+#define MAX_IN_VAIN	256	/* compaction is deferred for up to 64 */
 #define REPAIR_SECONDS	10U
 
 /* The stages: those of a life, in its order, and one that is no part of it. */
@@ -119,9 +119,9 @@ struct bench {
 /* What of it is to be run. */
 struct job {
 	const struct stage *stage;
+	const struct fragment *fragment;
 	bool all;
 	bool life;
-	bool fragment;
 	bool ceiling;
 };
 
@@ -974,23 +974,28 @@ static bool start_threads(unsigned int nr)
  * back, chosen by PFN, such that no block of 64 KiB loses all it has. Folios of
  * 64 KiB take the blocks that are left. All of that is locked, so that reclaim
  * cannot make room where compaction does not.
+ *
+ * How much compaction does depends on what it has done before. So that numbers can
+ * be repeated, boot for each of them, with nothing that can be moved or swapped out
+ * but what is measured: no swap, and rootfstype=ramfs.
  */
-enum filler_kind {
-	FILLER_MOVABLE,
-	FILLER_PINNED,
-	NR_FILLERS,
-};
-
-static const struct {
+struct filler_kind {
 	const char *name;
 	const char *what;
 	const char *compact;	/* vm.compact_unevictable_allowed */
-} fillers[NR_FILLERS] = {
-	[FILLER_MOVABLE] = { "movable", "compaction can move", "1" },
-	[FILLER_PINNED] = { "pinned", "nothing can move", "0" },
+	enum thp_defrag defrag;	/* for blocks to fill what is left */
+};
+
+static const struct filler_kind movable = {
+	"movable", "compaction can move", "1", THP_DEFRAG_NEVER,
+};
+
+static const struct filler_kind pinned = {
+	"pinned", "nothing can move", "0", THP_DEFRAG_ALWAYS,
 };
 
 struct filler {
+	const struct filler_kind *kind;
 	char *single;		/* in single pages, with gaps */
 	size_t single_len;
 	unsigned char *kept;	/* of each block of 64 KiB: pages that are ours */
@@ -1002,23 +1007,27 @@ struct filler {
 };
 
 /* By default, mTHP does nothing to get a block; it can be told to. */
-struct fragment_config {
+struct fragment {
 	const char *name;
+	const struct filler_kind *filler;
+	const char *config_name;
 	enum config_id config;
 	enum thp_defrag defrag;
 };
 
-static const struct fragment_config fragment_configs[] = {
-	{ "mTHP 64K", CONFIG_MTHP, THP_DEFRAG_MADVISE },
-	{ "mTHP 64K, defrag", CONFIG_MTHP, THP_DEFRAG_ALWAYS },
-	{ "granule", CONFIG_GRANULE, THP_DEFRAG_MADVISE },
+static const struct fragment fragments[] = {
+	{ "movable-mthp", &movable, "mTHP 64K", CONFIG_MTHP, THP_DEFRAG_MADVISE },
+	{ "movable-defrag", &movable, "mTHP 64K, defrag", CONFIG_MTHP, THP_DEFRAG_ALWAYS },
+	{ "movable-granule", &movable, "granule", CONFIG_GRANULE, THP_DEFRAG_MADVISE },
+	{ "pinned-mthp", &pinned, "mTHP 64K", CONFIG_MTHP, THP_DEFRAG_MADVISE },
+	{ "pinned-defrag", &pinned, "mTHP 64K, defrag", CONFIG_MTHP, THP_DEFRAG_ALWAYS },
+	{ "pinned-granule", &pinned, "granule", CONFIG_GRANULE, THP_DEFRAG_MADVISE },
 };
 
 struct fragment_result {
+	struct result touch;
 	unsigned long free_kb;
 	unsigned long blocks;
-	unsigned long ns;
-	unsigned long whole;
 	unsigned long whole_later;	/* the same memory, REPAIR_SECONDS later */
 	unsigned long whole_drained;	/* as long after the filler has gone */
 };
@@ -1248,36 +1257,45 @@ static bool fill_with_pages(const struct bench *bench, struct filler *filler)
 }
 
 /*
- * Take the blocks that are free, and have none made. One more of them is taken
- * where there is one, so stop when they no longer become less.
+ * Take the blocks that are free and, where the filler cannot be moved, those that
+ * compaction can make of the rest. Stop where there are no more to be had.
  */
-static void fill_blocks(struct filler *filler)
+static void fill_blocks(const struct bench *bench, struct filler *filler)
 {
-	unsigned long blocks = count_free_blocks(), left;
+	const enum thp_defrag defrag = filler->kind->defrag;
 	unsigned int in_vain = 0;
+	char *block;
 
 	granule_thp_order(GRANULE_ORDER);
-	set_defrag(THP_DEFRAG_NEVER);
-	while (blocks && in_vain < MAX_IN_VAIN && filler->blocks_used < filler->blocks_len) {
-		touch(filler->blocks + filler->blocks_used, 1);
+	set_defrag(defrag);
+	while (in_vain < MAX_IN_VAIN &&
+	       filler->blocks_used + GRANULE_SIZE <= filler->blocks_len &&
+	       (defrag != THP_DEFRAG_NEVER || count_free_blocks())) {
+		block = filler->blocks + filler->blocks_used;
 		filler->blocks_used += GRANULE_SIZE;
-		left = count_free_blocks();
-		in_vain = left < blocks ? 0 : in_vain + 1;
-		blocks = left;
+		touch(block, 1);
+		if (granule_count(bench->pagemap, block, GRANULE_SIZE, GRANULE_WHOLE))
+			in_vain = 0;
+		else
+			in_vain++;
 	}
 	granule_thp_never();
 }
 
-static bool fill(const struct bench *bench, struct filler *filler,
-		 enum filler_kind kind)
+static bool fill(const struct bench *bench, const struct filler_kind *kind,
+		 struct filler *filler)
 {
+	memset(filler, 0, sizeof(*filler));
+	filler->kind = kind;
 	granule_thp_never();
-	if (write_sysctl(SYSCTL_COMPACT, fillers[kind].compact) ||
-	    !fill_with_pages(bench, filler))
+	if (write_sysctl(SYSCTL_COMPACT, kind->compact) || !fill_with_pages(bench, filler))
 		return false;
 	filler->blocks_len = fragmented_pages() * BASE_SIZE / GRANULE_SIZE * GRANULE_SIZE;
 	filler->blocks = map_locked(filler->blocks_len);
-	return filler->blocks;
+	if (!filler->blocks || madvise(filler->blocks, filler->blocks_len, MADV_HUGEPAGE))
+		return false;
+	filler->blocks_used = (char *)granule_round_up(filler->blocks) - filler->blocks;
+	return true;
 }
 
 static void drain(struct filler *filler)
@@ -1306,9 +1324,8 @@ static bool is_fragmented(struct fragment_result *res)
  * Give back what is to be free, take the blocks, and then set up what is measured,
  * so that nothing comes in between. What others do meanwhile takes another round.
  */
-static bool fragment_memory(const struct bench *bench, struct filler *filler,
-			    const struct fragment_config *fragment,
-			    struct fragment_result *res)
+static bool fragment_memory(const struct bench *bench, const struct fragment *fragment,
+			    struct filler *filler, struct fragment_result *res)
 {
 	unsigned long nr, want;
 	unsigned int tries;
@@ -1318,7 +1335,7 @@ static bool fragment_memory(const struct bench *bench, struct filler *filler,
 		want = fragmented_pages() + count_free_blocks() * GRANULE_NR_PAGES;
 		if (nr < want && !drop_pages(bench, filler, want - nr))
 			return failed(&configs[fragment->config], "fragment");
-		fill_blocks(filler);
+		fill_blocks(bench, filler);
 		select_config(bench, &configs[fragment->config]);
 		set_defrag(fragment->defrag);
 		if (is_fragmented(res))
@@ -1330,33 +1347,60 @@ static bool fragment_memory(const struct bench *bench, struct filler *filler,
 	return false;
 }
 
+/*
+ * Touch memory when there is none but fragmented. Where nothing can be moved, things
+ * are as they were once it is given back, and the median of several runs is taken.
+ */
+static bool touch_fragmented(const struct bench *bench, const struct fragment *fragment,
+			     struct filler *filler, struct mem *mem,
+			     struct fragment_result *res)
+{
+	const unsigned int repeat = filler->kind == &pinned ? bench->repeat : 1;
+	struct result runs[MAX_REPEAT];
+	struct summary sum;
+	unsigned int i;
+
+	for (i = 0; i < repeat; i++) {
+		if (i && !do_dontneed(mem))
+			return failed(&configs[fragment->config], "MADV_DONTNEED");
+		if (!fragment_memory(bench, fragment, filler, res) ||
+		    !run_stage(bench, &stages[FIRST_TOUCH], mem, &runs[i]))
+			return false;
+	}
+	summarize(runs, repeat, &sum);
+	res->touch = sum.median;
+	return true;
+}
+
 static unsigned long whole_after_repair(const struct bench *bench, const struct mem *mem)
 {
 	sleep(REPAIR_SECONDS);
 	return granule_count(bench->pagemap, mem->area, mem->len, GRANULE_WHOLE);
 }
 
-static bool run_fragmented(const struct bench *bench,
-			   const struct fragment_config *fragment,
-			   enum filler_kind kind, struct fragment_result *res)
+static bool run_fragmented(const struct bench *bench, const struct fragment *fragment,
+			   struct fragment_result *res)
 {
 	const struct config *config = &configs[fragment->config];
-	struct filler filler = { };
-	struct result first;
+	struct filler filler;
 	struct mem mem = { };
 	bool ok;
 
-	if (!fill(bench, &filler, kind) ||
-	    !mem_create(&mem, config, bench->mib * MIB)) {
-		ok = failed(config, "fragment");
+	/* Once in vain: it puts the lists of the page allocator in order. */
+	ok = fill(bench, fragment->filler, &filler);
+	drain(&filler);
+	ok = ok && fill(bench, fragment->filler, &filler) &&
+	     mem_create(&mem, config, bench->mib * MIB);
+	if (!ok) {
+		failed(config, "fragment");
 		goto out;
 	}
-	ok = fragment_memory(bench, &filler, fragment, res);
+	/* Those that repair and compact have their turn, but not meanwhile. */
+	run_alone(true);
+	ok = touch_fragmented(bench, fragment, &filler, &mem, res);
+	run_alone(false);
 	if (!ok)
 		goto out;
-	ok = run_stage(bench, &stages[FIRST_TOUCH], &mem, &first);
-	res->ns = first.ns;
-	res->whole = first.whole;
 	res->whole_later = whole_after_repair(bench, &mem);
 	drain(&filler);
 	res->whole_drained = whole_after_repair(bench, &mem);
@@ -1371,75 +1415,53 @@ static void print_share(unsigned long whole, unsigned long granules)
 	printf(" %6lu %5.1f%%", whole, 100.0 * whole / granules);
 }
 
-static void print_fragmented(const struct bench *bench, enum filler_kind kind,
-			     const struct fragment_config *fragment,
+static void print_fragmented(const struct bench *bench, const struct fragment *fragment,
 			     const struct fragment_result *res)
 {
 	const unsigned long granules = bench->mib * MIB / GRANULE_SIZE;
 	const unsigned long total = granule_meminfo_kb("MemTotal");
+	char whole[32], later[32];
 
 	if (bench->json) {
 		fprintf(bench->json, "{\"set\": \"fragment\", \"filler\": \"%s\", ",
-			fillers[kind].name);
+			fragment->filler->name);
 		fprintf(bench->json, "\"config\": \"%s\", \"threads\": %u, \"mib\": %lu, ",
-			fragment->name, bench->threads, bench->mib);
+			fragment->config_name, bench->threads, bench->mib);
 		fprintf(bench->json, "\"ns\": %lu, \"free_kb\": %lu, \"total_kb\": %lu, ",
-			res->ns, res->free_kb, total);
+			res->touch.ns, res->free_kb, total);
 		fprintf(bench->json, "\"free_blocks\": %lu, \"whole\": %lu, ", res->blocks,
-			res->whole);
+			res->touch.whole);
 		fprintf(bench->json, "\"whole_later\": %lu, \"whole_drained\": %lu, ",
 			res->whole_later, res->whole_drained);
 		fprintf(bench->json, "\"granules\": %lu}\n", granules);
 	}
 	if (!bench->tables)
 		return;
-	printf("%-18s %8.1f %12lu %14lu", fragment->name, 100.0 * res->free_kb / total,
-	       res->blocks, res->ns / granules);
-	print_share(res->whole, granules);
-	print_share(res->whole_later, granules);
-	print_share(res->whole_drained, granules);
-	printf("\n");
-}
-
-static void print_fragment_head(const struct bench *bench, enum filler_kind kind)
-{
-	char whole[32], later[32];
-
-	if (!bench->tables)
-		return;
-	snprintf(whole, sizeof(whole), "whole runs of %lu", bench->mib * MIB / GRANULE_SIZE);
+	snprintf(whole, sizeof(whole), "whole runs of %lu", granules);
 	snprintf(later, sizeof(later), "after %u s", REPAIR_SECONDS);
 	printf("\nFirst touch of fragmented memory, full of single pages that %s\n",
-	       fillers[kind].what);
+	       fragment->filler->what);
 	printf("%-18s %8s %12s %14s %41s\n", "", "free", "free blocks", "instructions",
 	       whole);
 	printf("%-18s %8s %12s %14s %13s %13s %13s\n", "config", "[%]", "of 64 KiB",
 	       "[per 64 KiB]", "at once", later, "drained");
+	printf("%-18s %8.1f %12lu %14lu", fragment->config_name,
+	       100.0 * res->free_kb / total, res->blocks, res->touch.ns / granules);
+	print_share(res->touch.whole, granules);
+	print_share(res->whole_later, granules);
+	print_share(res->whole_drained, granules);
+	printf("\nDrained: %u s after what fills memory was freed.\n", REPAIR_SECONDS);
 }
 
-static bool bench_fragment(struct bench *bench, enum filler_kind kind)
+static bool bench_fragment(const struct bench *bench, const struct fragment *fragment)
 {
-	struct fragment_result res;
-	unsigned int i;
+	struct fragment_result res = { };
+	bool ok;
 
-	print_fragment_head(bench, kind);
-	for (i = 0; i < ARRAY_SIZE(fragment_configs); i++) {
-		const struct fragment_config *fragment = &fragment_configs[i];
-
-		if (bench->missing[fragment->config])
-			continue;
-		if (!run_fragmented(bench, fragment, kind, &res))
-			return false;
-		print_fragmented(bench, kind, fragment, &res);
+	if (bench->missing[fragment->config]) {
+		error(bench->missing[fragment->config]);
+		return false;
 	}
-	return true;
-}
-
-static bool bench_fragments(struct bench *bench)
-{
-	unsigned int kind;
-	bool ok = true;
-
 	if (bench->mib * MIB / BASE_SIZE > fragmented_pages() / 2) {
 		error("not enough free memory once it is fragmented: give a smaller --mib");
 		return false;
@@ -1448,16 +1470,15 @@ static bool bench_fragments(struct bench *bench)
 		error("no sysctls to fragment memory by: set CONFIG_COMPACTION=y");
 		return false;
 	}
-	/* Those that repair and compact are to have their turn. */
+	if (granule_supported())
+		granule_repair(true);
 	run_alone(false);
-	granule_repair(true);
-	for (kind = 0; ok && kind < NR_FILLERS; kind++)
-		ok = bench_fragment(bench, kind);
-	granule_repair(false);
+	ok = run_fragmented(bench, fragment, &res);
 	run_alone(true);
-	if (bench->tables)
-		printf("One run each. Drained: %u s after what fills memory was freed.\n",
-		       REPAIR_SECONDS);
+	if (granule_supported())
+		granule_repair(false);
+	if (ok)
+		print_fragmented(bench, fragment, &res);
 	return ok;
 }
 
@@ -1602,7 +1623,7 @@ static int run_bench(struct bench *bench, const struct job *job)
 		return KSFT_FAIL;
 	if (job->life && !bench_life(bench))
 		return KSFT_FAIL;
-	if (job->fragment && !bench_fragments(bench))
+	if (job->fragment && !bench_fragment(bench, job->fragment))
 		return KSFT_FAIL;
 	if (job->ceiling && !bench_ceilings(bench))
 		return error("no flush ceiling measured");
@@ -1631,13 +1652,24 @@ static const struct stage *find_stage(const char *name)
 	return NULL;
 }
 
+static const struct fragment *find_fragment(const char *name)
+{
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(fragments); i++) {
+		if (!strcmp(fragments[i].name, name))
+			return &fragments[i];
+	}
+	return NULL;
+}
+
 static void print_usage(FILE *fp)
 {
 	unsigned int i;
 
 	fprintf(fp,
 		"usage: page_granule_bench [--mib N] [--repeat N] [--threads N] [--stage NAME]\n"
-		"                          [--all] [--life] [--fragment] [--ceiling]\n"
+		"                          [--all] [--life] [--fragment NAME] [--ceiling]\n"
 		"                          [--json[=FILE]]\n"
 		"\n"
 		"Measure anonymous memory of 4 KiB pages, of 64 KiB mTHP, of 64 KiB hugetlb pages\n"
@@ -1651,7 +1683,9 @@ static void print_usage(FILE *fp)
 		"  --stage NAME  run this stage (first-touch)\n"
 		"  --all         run each stage, on fresh memory\n"
 		"  --life        run all stages in order, on the same memory\n"
-		"  --fragment    fragment free memory, and see how many runs it makes\n"
+		"  --fragment NAME\n"
+		"                fragment free memory, and see how many runs it makes: boot\n"
+		"                anew for each NAME, without swap, with rootfstype=ramfs\n"
 		"  --ceiling     x86: what it costs to flush all of the TLB, or entry by entry\n"
 		"  --json        one JSON object a line instead of tables, or, where there is a\n"
 		"                FILE, in it and beside them\n"
@@ -1660,6 +1694,10 @@ static void print_usage(FILE *fp)
 		"stages:\n", MAX_REPEAT, MAX_THREADS);
 	for (i = 0; i < NR_STAGES; i++)
 		fprintf(fp, "  %-16s  %s\n", stages[i].name, stages[i].what);
+	fprintf(fp, "\nfragmented memory, full of single pages that\n");
+	for (i = 0; i < ARRAY_SIZE(fragments); i++)
+		fprintf(fp, "  %-16s  %s, for %s\n", fragments[i].name,
+			fragments[i].filler->what, fragments[i].config_name);
 }
 
 int main(int argc, char **argv)
@@ -1671,7 +1709,7 @@ int main(int argc, char **argv)
 		{ "stage", required_argument, NULL, 's' },
 		{ "all", no_argument, NULL, 'a' },
 		{ "life", no_argument, NULL, 'l' },
-		{ "fragment", no_argument, NULL, 'f' },
+		{ "fragment", required_argument, NULL, 'f' },
 		{ "ceiling", no_argument, NULL, 'c' },
 		{ "json", optional_argument, NULL, 'j' },
 		{ "help", no_argument, NULL, 'h' },
@@ -1710,7 +1748,9 @@ int main(int argc, char **argv)
 			job.life = true;
 			break;
 		case 'f':
-			job.fragment = true;
+			job.fragment = find_fragment(optarg);
+			if (!job.fragment)
+				return error("unknown memory to fragment: see --help");
 			break;
 		case 'c':
 			job.ceiling = true;
