@@ -104,6 +104,12 @@ static const struct config configs[NR_CONFIGS] = {
 	[CONFIG_64K] = { "64K pages", GRANULE_SIZE, 0, GRANULE_UNTAGGED, false },
 };
 
+/* What the process that measures tells the one that asked. Shared memory. */
+struct report {
+	struct result results[NR_STAGES];
+	char smaps[1024];	/* lines of the granule VMA, from the last stage */
+};
+
 struct bench {
 	unsigned long mib;
 	unsigned int repeat;
@@ -112,7 +118,7 @@ struct bench {
 	bool tables;
 	bool swap;
 	int pagemap;
-	char *smaps;		/* lines of the granule VMA, from its last stage */
+	struct report *report;
 	const char *missing[NR_CONFIGS]; /* why not to measure one, or NULL */
 };
 
@@ -341,33 +347,26 @@ static int error(const char *what)
 	return KSFT_FAIL;
 }
 
-/* The smaps lines a reader wants to see, out of all of those of the VMA. */
-static char *smaps_lines(char *area, size_t len)
+/* Put the smaps lines that a reader wants to see to @out, out of all of the VMA. */
+static void smaps_lines(char *area, size_t len, char *out, size_t size)
 {
 	static const char * const fields[] = {
 		"KernelPageSize:", "MMUPageSize:", "Rss:", "Granule:",
 		"GranuleMapped:", "VmFlags:",
 	};
-	char *text = granule_smaps_text(area, len), *line, *save, *out = NULL;
-	size_t i, size;
-	FILE *fp;
+	char *text = granule_smaps_text(area, len), *line, *save;
+	size_t i, used = 0;
 
+	*out = '\0';
 	if (!text)
-		return NULL;
-	fp = open_memstream(&out, &size);
-	if (!fp) {
-		free(text);
-		return NULL;
-	}
+		return;
 	for (line = strtok_r(text, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
 		for (i = 0; i < ARRAY_SIZE(fields); i++) {
-			if (!strncmp(line, fields[i], strlen(fields[i])))
-				fprintf(fp, "%s\n", line);
+			if (!strncmp(line, fields[i], strlen(fields[i])) && used < size)
+				used += snprintf(out + used, size - used, "%s\n", line);
 		}
 	}
-	fclose(fp);
 	free(text);
-	return out;
 }
 
 static char *map_area(const struct config *config, char *area, size_t len)
@@ -490,19 +489,18 @@ static bool prepare(const struct bench *bench, const struct stage *stage,
 	       (prepare(bench, from, mem) && run_stage(bench, from, mem, &unused));
 }
 
-/* One stage, on fresh memory. */
-static bool run_fresh(struct bench *bench, const struct config *config,
-		      const struct stage *stage, struct result *res)
+/* One stage, on fresh memory of @len bytes. */
+static bool run_fresh(const struct bench *bench, const struct config *config,
+		      const struct stage *stage, size_t len, struct result *res)
 {
 	struct mem mem;
 	bool ok;
 
-	ok = mem_create(&mem, config, bench->mib * MIB) && prepare(bench, stage, &mem) &&
+	ok = mem_create(&mem, config, len) && prepare(bench, stage, &mem) &&
 	     run_stage(bench, stage, &mem, res);
-	if (ok && mem.area && config->kind == GRANULE_CONTRACT) {
-		free(bench->smaps);
-		bench->smaps = smaps_lines(mem.area, mem.len);
-	}
+	if (ok && mem.area && config->kind == GRANULE_CONTRACT)
+		smaps_lines(mem.area, mem.len, bench->report->smaps,
+			    sizeof(bench->report->smaps));
 	mem_destroy(&mem);
 	return ok;
 }
@@ -520,15 +518,15 @@ static bool can_run(const struct bench *bench, const struct config *config,
 	return !needs_swap(stage) || (bench->swap && !config->hugetlb);
 }
 
-/* All stages of a life in their order, on the same memory. */
-static bool run_life(struct bench *bench, const struct config *config,
-		     struct result *res)
+/* All stages of a life in their order, on the same memory, of @len bytes. */
+static bool run_life(const struct bench *bench, const struct config *config,
+		     size_t len, struct result *res)
 {
 	unsigned int i;
 	struct mem mem;
 	bool ok;
 
-	ok = mem_create(&mem, config, bench->mib * MIB);
+	ok = mem_create(&mem, config, len);
 	for (i = 0; ok && i < NR_LIFE; i++) {
 		if (can_run(bench, config, &stages[i]))
 			ok = run_stage(bench, &stages[i], &mem, &res[i]);
@@ -585,18 +583,107 @@ static bool failed(const struct config *config, const char *what)
 	return false;
 }
 
-/* One run more goes before, to bring in the code and its stack. */
+/*
+ * Nothing else runs while this program can, the children it forks included: what
+ * they do is not to be measured. Without it the numbers vary more, no worse.
+ */
+static void run_alone(bool alone)
+{
+	const struct sched_param param = { .sched_priority = alone };
+
+	sched_setscheduler(0, alone ? SCHED_FIFO | SCHED_RESET_ON_FORK : SCHED_OTHER,
+			   &param);
+}
+
+/*
+ * What the other threads do: use the mm on a CPU of theirs, so that it has to be
+ * flushed there, or, without a CPU, sleep. They do not fault.
+ */
+static void *use_mm(void *has_cpu)
+{
+	for (;;) {
+		if (!has_cpu)
+			pause();
+	}
+	return NULL;
+}
+
+/*
+ * Share the mm among several threads. This one keeps its CPU to itself, and the
+ * others have the rest. On one CPU, as qemu -icount has it, the mm has more than
+ * one user and nothing else changes.
+ */
+static bool start_threads(unsigned int nr)
+{
+	cpu_set_t own, others;
+	pthread_attr_t attr;
+	pthread_t thread;
+	bool ok = true;
+	long has_cpu;
+
+	if (nr == 1)
+		return true;
+	CPU_ZERO(&own);
+	CPU_SET(sched_getcpu(), &own);
+	if (sched_getaffinity(0, sizeof(others), &others) ||
+	    sched_setaffinity(0, sizeof(own), &own))
+		return false;
+	CPU_XOR(&others, &others, &own);
+	has_cpu = CPU_COUNT(&others);
+	pthread_attr_init(&attr);
+	if (has_cpu)
+		pthread_attr_setaffinity_np(&attr, sizeof(others), &others);
+	while (ok && --nr)
+		ok = !pthread_create(&thread, &attr, use_mm, (void *)has_cpu);
+	pthread_attr_destroy(&attr);
+	return ok;
+}
+
+/*
+ * Run a stage, or all of a life without one, in a process of its own: what a fault
+ * costs depends on the shape of the tree of VMAs, and that on what has been mapped
+ * before. A small run goes before, to bring in the code and its stack.
+ */
+static bool run_in_child(struct bench *bench, const struct config *config,
+			 const struct stage *stage)
+{
+	const size_t sizes[] = { MIB, bench->mib * MIB };
+	struct result *results = bench->report->results;
+	unsigned int i;
+	int status;
+	pid_t pid;
+	bool ok;
+
+	fflush(NULL);
+	pid = fork();
+	if (pid)
+		return pid > 0 && waitpid(pid, &status, 0) == pid && !status;
+
+	run_alone(true);
+	bench->pagemap = granule_open_pagemap();
+	ok = bench->pagemap >= 0 && start_threads(bench->threads);
+	for (i = 0; ok && i < ARRAY_SIZE(sizes); i++) {
+		if (stage)
+			ok = run_fresh(bench, config, stage, sizes[i], results);
+		else
+			ok = run_life(bench, config, sizes[i], results);
+	}
+	if (!ok)
+		failed(config, stage ? stage->name : "life");
+	/* The settings are the parent's to restore. */
+	_exit(!ok);
+}
+
 static bool measure_fresh(struct bench *bench, const struct config *config,
 			  const struct stage *stage, struct summary *sum)
 {
 	struct result runs[MAX_REPEAT];
 	unsigned int i;
 
-	if (!run_fresh(bench, config, stage, &runs[0]))
-		return failed(config, stage->name);
 	for (i = 0; i < bench->repeat; i++) {
-		if (!run_fresh(bench, config, stage, &runs[i]))
-			return failed(config, stage->name);
+		if (!run_in_child(bench, config, stage))
+			return false;
+		runs[i] = bench->report->results[0];
 	}
 	summarize(runs, bench->repeat, sum);
 	return true;
@@ -606,16 +693,13 @@ static bool measure_life(struct bench *bench, const struct config *config,
 			 struct summary *sums)
 {
 	static struct result runs[NR_LIFE][MAX_REPEAT];
-	struct result life[NR_LIFE];
 	unsigned int i, j;
 
-	if (!run_life(bench, config, life))
-		return failed(config, "life");
 	for (i = 0; i < bench->repeat; i++) {
-		if (!run_life(bench, config, life))
-			return failed(config, "life");
+		if (!run_in_child(bench, config, NULL))
+			return false;
 		for (j = 0; j < NR_LIFE; j++)
-			runs[j][i] = life[j];
+			runs[j][i] = bench->report->results[j];
 	}
 	for (j = 0; j < NR_LIFE; j++) {
 		if (can_run(bench, config, &stages[j]))
@@ -911,62 +995,6 @@ static bool bench_life(struct bench *bench)
 		print_events(bench, sums);
 	}
 	return true;
-}
-
-/*
- * Nothing else runs while this program can, the children it forks included: what
- * they do is not to be measured. Without it the numbers vary more, no worse.
- */
-static void run_alone(bool alone)
-{
-	const struct sched_param param = { .sched_priority = alone };
-
-	sched_setscheduler(0, alone ? SCHED_FIFO | SCHED_RESET_ON_FORK : SCHED_OTHER,
-			   &param);
-}
-
-/*
- * What the other threads do: use the mm on a CPU of theirs, so that it has to be
- * flushed there, or, without a CPU, sleep. They do not fault.
- */
-static void *use_mm(void *has_cpu)
-{
-	for (;;) {
-		if (!has_cpu)
-			pause();
-	}
-	return NULL;
-}
-
-/*
- * Share the mm among several threads. This one keeps its CPU to itself, and the
- * others have the rest. On one CPU, as qemu -icount has it, the mm has more than
- * one user and nothing else changes.
- */
-static bool start_threads(unsigned int nr)
-{
-	cpu_set_t own, others;
-	pthread_attr_t attr;
-	pthread_t thread;
-	bool ok = true;
-	long has_cpu;
-
-	if (nr == 1)
-		return true;
-	CPU_ZERO(&own);
-	CPU_SET(sched_getcpu(), &own);
-	if (sched_getaffinity(0, sizeof(others), &others) ||
-	    sched_setaffinity(0, sizeof(own), &own))
-		return false;
-	CPU_XOR(&others, &others, &own);
-	has_cpu = CPU_COUNT(&others);
-	pthread_attr_init(&attr);
-	if (has_cpu)
-		pthread_attr_setaffinity_np(&attr, sizeof(others), &others);
-	while (ok && --nr)
-		ok = !pthread_create(&thread, &attr, use_mm, (void *)has_cpu);
-	pthread_attr_destroy(&attr);
-	return ok;
 }
 
 /*
@@ -1614,8 +1642,6 @@ static int run_bench(struct bench *bench, const struct job *job)
 		       bench->mib, bench->threads, bench->repeat);
 	print_missing(bench);
 
-	if (!start_threads(bench->threads))
-		return error("no threads to share the mm: give a smaller --threads");
 	run_alone(true);
 	if (job->stage && !bench_stages(bench, job->stage))
 		return KSFT_FAIL;
@@ -1623,12 +1649,14 @@ static int run_bench(struct bench *bench, const struct job *job)
 		return KSFT_FAIL;
 	if (job->life && !bench_life(bench))
 		return KSFT_FAIL;
+	if (!start_threads(bench->threads))
+		return error("no threads to share the mm: give a smaller --threads");
 	if (job->fragment && !bench_fragment(bench, job->fragment))
 		return KSFT_FAIL;
 	if (job->ceiling && !bench_ceilings(bench))
 		return error("no flush ceiling measured");
-	if (bench->tables && bench->smaps && job->stage)
-		printf("\nsmaps of the granule VMA\n%s", bench->smaps);
+	if (bench->tables && *bench->report->smaps && job->stage)
+		printf("\nsmaps of the granule VMA\n%s", bench->report->smaps);
 	return KSFT_PASS;
 }
 
@@ -1794,6 +1822,10 @@ int main(int argc, char **argv)
 	bench.swap = granule_meminfo_kb("SwapFree") > 2 * bench.mib * 1024;
 	if (job.stage && needs_swap(job.stage) && !bench.swap)
 		return error("not enough swap for this stage: run swapon first");
+	bench.report = mmap(NULL, sizeof(*bench.report), PROT_RW,
+			    MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (bench.report == MAP_FAILED)
+		return error("no shared memory: free memory");
 	bench.pagemap = granule_open_pagemap();
 	if (bench.pagemap < 0)
 		return error("no /proc/self/pagemap: set CONFIG_PROC_PAGE_MONITOR=y");
