@@ -11,6 +11,7 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <limits.h>
 #include <pthread.h>
@@ -43,7 +44,7 @@
 #define MAX_IN_VAIN	256	/* compaction is deferred for up to 64 */
 #define REPAIR_SECONDS	10U
 
-/* The stages: those of a life, in its order, and one that is no part of it. */
+/* The stages: those of a life, in its order, and some that are no part of it. */
 enum stage_id {
 	FIRST_TOUCH,
 	FORK,
@@ -58,6 +59,7 @@ enum stage_id {
 	MUNMAP,
 	NR_LIFE,
 	SPARSE_TOUCH = NR_LIFE,
+	TEXT,
 	NR_STAGES,
 	UNTOUCHED = NR_STAGES,
 };
@@ -117,6 +119,7 @@ struct bench {
 	FILE *json;		/* NULL: not wanted */
 	bool tables;
 	bool swap;
+	int text;		/* a file to map as text, or -1 */
 	int pagemap;
 	struct report *report;
 	const char *missing[NR_CONFIGS]; /* why not to measure one, or NULL */
@@ -339,6 +342,10 @@ static const struct stage stages[NR_STAGES] = {
 		"sparse-touch", "sparse touch: one byte written in each 64 KiB",
 		UNTOUCHED, do_sparse_touch, LEAVES_MEMORY,
 	},
+	[TEXT] = {
+		"text", "one byte read in each 4 KiB page of text, not in the page cache",
+		UNTOUCHED, do_read, LEAVES_MEMORY,
+	},
 };
 
 static int error(const char *what)
@@ -396,6 +403,17 @@ static bool mem_create(struct mem *mem, const struct config *config, size_t len)
 	mem->elsewhere = area + len + GRANULE_SIZE;
 	mem->area = map_area(config, area, len);
 	return mem->area == area;
+}
+
+/*
+ * Map a file that is not in the page cache instead, as text: an architecture may
+ * read that in folios of its own size.
+ */
+static bool mem_map_text(const struct bench *bench, struct mem *mem)
+{
+	return !posix_fadvise(bench->text, 0, 0, POSIX_FADV_DONTNEED) &&
+	       mmap(mem->area, mem->len, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_FIXED,
+		    bench->text, 0) == mem->area;
 }
 
 static void mem_reap(struct mem *mem)
@@ -496,8 +514,9 @@ static bool run_fresh(const struct bench *bench, const struct config *config,
 	struct mem mem;
 	bool ok;
 
-	ok = mem_create(&mem, config, len) && prepare(bench, stage, &mem) &&
-	     run_stage(bench, stage, &mem, res);
+	ok = mem_create(&mem, config, len) &&
+	     (stage != &stages[TEXT] || mem_map_text(bench, &mem)) &&
+	     prepare(bench, stage, &mem) && run_stage(bench, stage, &mem, res);
 	if (ok && mem.area && config->kind == GRANULE_CONTRACT)
 		smaps_lines(mem.area, mem.len, bench->report->smaps,
 			    sizeof(bench->report->smaps));
@@ -515,6 +534,10 @@ static bool can_run(const struct bench *bench, const struct config *config,
 {
 	if (bench->missing[config - configs])
 		return false;
+	/* What text is made of is not for any setting to say: once is enough. */
+	if (stage == &stages[TEXT])
+		return bench->text >= 0 && (config == &configs[CONFIG_MTHP] ||
+					    config == &configs[CONFIG_64K]);
 	return !needs_swap(stage) || (bench->swap && !config->hugetlb);
 }
 
@@ -1660,6 +1683,30 @@ static int run_bench(struct bench *bench, const struct job *job)
 	return KSFT_PASS;
 }
 
+/* Make a file without a name, in which no page is like another. */
+static int create_text(const char *dir, size_t len)
+{
+	__u32 buf[GRANULE_SIZE / sizeof(__u32)], nr = 0;
+	size_t i, done;
+	int fd;
+
+	fd = open(dir, O_TMPFILE | O_RDWR, 0600);
+	if (fd < 0)
+		return -1;
+	for (done = 0; done < len; done += sizeof(buf)) {
+		for (i = 0; i < ARRAY_SIZE(buf); i++)
+			buf[i] = nr++;
+		if (write(fd, buf, sizeof(buf)) != sizeof(buf))
+			break;
+	}
+	/* What is dirty stays in the page cache. */
+	if (done < len || fsync(fd)) {
+		close(fd);
+		return -1;
+	}
+	return fd;
+}
+
 static bool parse_number(const char *text, unsigned long max, unsigned long *val)
 {
 	char *end;
@@ -1698,7 +1745,7 @@ static void print_usage(FILE *fp)
 	fprintf(fp,
 		"usage: page_granule_bench [--mib N] [--repeat N] [--threads N] [--stage NAME]\n"
 		"                          [--all] [--life] [--fragment NAME] [--ceiling]\n"
-		"                          [--json[=FILE]]\n"
+		"                          [--text DIR] [--json[=FILE]]\n"
 		"\n"
 		"Measure anonymous memory of 4 KiB pages, of 64 KiB mTHP, of 64 KiB hugetlb pages\n"
 		"and of 64 KiB granules, as far as the kernel has them, or of 64 KiB pages. Run as\n"
@@ -1714,6 +1761,8 @@ static void print_usage(FILE *fp)
 		"  --fragment NAME\n"
 		"                fragment free memory, and see how many runs it makes: boot\n"
 		"                anew for each NAME, without swap, with rootfstype=ramfs\n"
+		"  --text DIR    map a file there for the stage \"text\": on a file system with large\n"
+		"                folios, ext4 for one\n"
 		"  --ceiling     x86: what it costs to flush all of the TLB, or entry by entry\n"
 		"  --json        one JSON object a line instead of tables, or, where there is a\n"
 		"                FILE, in it and beside them\n"
@@ -1739,11 +1788,15 @@ int main(int argc, char **argv)
 		{ "life", no_argument, NULL, 'l' },
 		{ "fragment", required_argument, NULL, 'f' },
 		{ "ceiling", no_argument, NULL, 'c' },
+		{ "text", required_argument, NULL, 'x' },
 		{ "json", optional_argument, NULL, 'j' },
 		{ "help", no_argument, NULL, 'h' },
 		{ }
 	};
-	struct bench bench = { .mib = 16, .repeat = 3, .threads = 1, .tables = true };
+	struct bench bench = {
+		.mib = 16, .repeat = 3, .threads = 1, .tables = true, .text = -1,
+	};
+	const char *text = NULL;
 	struct job job = { };
 	unsigned long val;
 	int opt;
@@ -1779,6 +1832,9 @@ int main(int argc, char **argv)
 			job.fragment = find_fragment(optarg);
 			if (!job.fragment)
 				return error("unknown memory to fragment: see --help");
+			break;
+		case 'x':
+			text = optarg;
 			break;
 		case 'c':
 			job.ceiling = true;
@@ -1822,6 +1878,13 @@ int main(int argc, char **argv)
 	bench.swap = granule_meminfo_kb("SwapFree") > 2 * bench.mib * 1024;
 	if (job.stage && needs_swap(job.stage) && !bench.swap)
 		return error("not enough swap for this stage: run swapon first");
+	if (job.stage == &stages[TEXT] && !text)
+		return error("that stage maps a file: give a directory for it with --text");
+	if (text) {
+		bench.text = create_text(text, bench.mib * MIB);
+		if (bench.text < 0)
+			return error("no file in the directory of --text: mount one with room");
+	}
 	bench.report = mmap(NULL, sizeof(*bench.report), PROT_RW,
 			    MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (bench.report == MAP_FAILED)
