@@ -14,7 +14,6 @@
 #include <asm-generic/mman.h> /* Force the import of the tools version. */
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/mempolicy.h>
 #include <linux/prctl.h>
 #include <linux/userfaultfd.h>
 #include <sched.h>
@@ -310,25 +309,6 @@ static bool child_ends(pid_t pid)
 
 	return waitpid(pid, &status, 0) == pid && WIFEXITED(status) &&
 	       !WEXITSTATUS(status);
-}
-
-/* A child that does nothing but share, until it is killed. */
-static pid_t fork_idle(void)
-{
-	pid_t pid = fork();
-
-	if (!pid) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		for (;;)
-			pause();
-	}
-	return pid;
-}
-
-static void kill_idle(pid_t pid)
-{
-	kill(pid, SIGKILL);
-	waitpid(pid, NULL, 0);
 }
 
 #define SWAP_REMEDY	"no swap: swapon a device with 64 MiB free"
@@ -1077,10 +1057,10 @@ static void protect_unit(struct __test_metadata *_metadata, struct mem *mem, int
 		_exit(0);
 	}
 	EXPECT_TRUE(child_ends(pid));
-	pid = fork_idle();
+	pid = granule_fork_idle();
 	EXPECT_PROTECTED(mem, rwp, 4);
 	EXPECT_EQ(mem_others_whole(mem), NR_GRANULES - 1);
-	kill_idle(pid);
+	granule_kill_idle(pid);
 	EXPECT_PROTECTED(mem, rwp, 5);
 	if (have_swap()) {
 		mem_page_out(mem);
@@ -1134,7 +1114,7 @@ TEST_F(page_granule_single, uffd_wp_async)
 		EXPECT_EQ(mem_count(mem, PM_UFFD_WP), NR_PAGES);
 		EXPECT_INTACT(mem);
 		if (shared)
-			pid = fork_idle();
+			pid = granule_fork_idle();
 		*byte_in(mem->area, TARGET_PAGE) = 2 + shared;
 		*byte_in(mem->model, TARGET_PAGE) = 2 + shared;
 		EXPECT_EQ(mem_count(mem, PM_UFFD_WP), NR_PAGES - 1);
@@ -1147,7 +1127,7 @@ TEST_F(page_granule_single, uffd_wp_async)
 		if (!shared)
 			EXPECT_INTACT(mem);
 	}
-	kill_idle(pid);
+	granule_kill_idle(pid);
 	ASSERT_EQ(uffd_unregister(self->uffd, mem->area, mem_len(mem)), 0);
 	EXPECT_REPAIRED(mem);
 }
@@ -1320,38 +1300,59 @@ TEST_F(page_granule_single, device_exclusive)
 	close(fd);
 }
 
+#define IDLE_BITMAP	"/sys/kernel/mm/page_idle/bitmap"
+
+static bool idle_set(int fd, unsigned long pfn)
+{
+	const uint64_t bits = 1ULL << (pfn % 64);
+
+	return pwrite(fd, &bits, sizeof(bits), pfn / 64 * sizeof(bits)) == sizeof(bits);
+}
+
+/* Returns -1 if that cannot be told. */
+static int idle_get(int fd, unsigned long pfn)
+{
+	uint64_t bits;
+
+	if (pread(fd, &bits, sizeof(bits), pfn / 64 * sizeof(bits)) != sizeof(bits))
+		return -1;
+	return bits >> (pfn % 64) & 1;
+}
+
+/* Assert that a granule is idle until one of its pages is used, whichever. */
+TEST_F(page_granule_single, page_idle)
+{
+	struct mem *mem = &self->mem;
+	unsigned long i, pfns[NR_GRANULES];
+	int fd;
+
+	fd = open(IDLE_BITMAP, O_RDWR);
+	if (fd < 0)
+		SKIP(return, "no " IDLE_BITMAP ": set CONFIG_IDLE_PAGE_TRACKING=y");
+	mem_fill(mem, 1);
+	for (i = 0; i < mem->nr; i++) {
+		pfns[i] = pagemap_get_pfn(mem->pagemap, nth(mem->area, i));
+		ASSERT_TRUE(idle_set(fd, pfns[i]));
+	}
+	for (i = 0; i < mem->nr; i++)
+		EXPECT_EQ(idle_get(fd, pfns[i]), 1);
+	/* What is in the TLB is not seen to be used: fork() flushes. */
+	granule_kill_idle(granule_fork_idle());
+	for (i = 0; i < mem->nr; i++)
+		force_read_pages(nth(mem->area, i) + (i + 1) % GRANULE_NR_PAGES * BASE_SIZE, 1,
+				 BASE_SIZE);
+	for (i = 0; i < mem->nr; i++) {
+		EXPECT_EQ(idle_get(fd, pfns[i]), 0);
+		ASSERT_TRUE(idle_set(fd, pfns[i]));
+		EXPECT_EQ(idle_get(fd, pfns[i]), 1);
+	}
+	EXPECT_INTACT(mem);
+	close(fd);
+}
+
 /* NUMA hints: more granules, so that they outnumber what else the process has. */
 #define HINTED		64UL
 #define HINT_SECONDS	60
-
-static bool two_nodes(void)
-{
-	char nodes[64] = "";
-
-	read_file("/sys/devices/system/node/has_memory", nodes, sizeof(nodes));
-	return !strncmp(nodes, "0-", 2) || !strncmp(nodes, "0,1", 3);
-}
-
-/* How many granules are, or after having been moved there are, on @node? */
-static unsigned long on_node(struct mem *mem, int node, bool move)
-{
-	int nodes[HINTED], status[HINTED];
-	unsigned long i, nr = 0;
-	void *pages[HINTED];
-
-	for (i = 0; i < mem->nr; i++) {
-		pages[i] = nth(mem->area, i);
-		nodes[i] = node;
-	}
-	if (move && syscall(__NR_move_pages, 0, mem->nr, pages, nodes, status,
-			    MPOL_MF_MOVE))
-		return 0;
-	if (syscall(__NR_move_pages, 0, mem->nr, pages, NULL, status, 0))
-		return 0;
-	for (i = 0; i < mem->nr; i++)
-		nr += status[i] == node;
-	return nr;
-}
 
 /*
  * Assert that granules that NUMA balancing takes the access to are given it back,
@@ -1365,7 +1366,7 @@ TEST_F_TIMEOUT(page_granule_single, numa_hints, 3 * HINT_SECONDS)
 	cpu_set_t cpus;
 	time_t end;
 
-	if (!two_nodes())
+	if (!granule_two_nodes())
 		SKIP(return, "one NUMA node: boot with two");
 	if (access(NUMA_BALANCING, W_OK))
 		SKIP(return, "no NUMA balancing: set CONFIG_NUMA_BALANCING=y");
@@ -1375,7 +1376,7 @@ TEST_F_TIMEOUT(page_granule_single, numa_hints, 3 * HINT_SECONDS)
 	ASSERT_EQ(sched_setaffinity(0, sizeof(cpus), &cpus), 0);
 	ASSERT_TRUE(mem_create(&mem, variant->kind, HINTED));
 	mem_fill(&mem, 1);
-	ASSERT_EQ(on_node(&mem, !node, true), mem.nr);
+	ASSERT_EQ(granule_on_node(mem.area, mem.nr, !node, true), mem.nr);
 	EXPECT_INTACT(&mem);
 
 	/* The model has single pages, of which nothing is to be counted. */
@@ -1385,7 +1386,7 @@ TEST_F_TIMEOUT(page_granule_single, numa_hints, 3 * HINT_SECONDS)
 	moved = granule_vmstat("numa_pages_migrated");
 	ASSERT_EQ(granule_write(NUMA_BALANCING, "1"), 0);
 	for (end = time(NULL) + HINT_SECONDS; here < mem.nr && time(NULL) < end;) {
-		here = on_node(&mem, node, false);
+		here = granule_on_node(mem.area, mem.nr, node, false);
 		force_read_pages(mem.area, mem_pages(&mem), BASE_SIZE);
 	}
 	updates = granule_vmstat("numa_pte_updates") - updates;
@@ -1443,7 +1444,7 @@ TEST_F(page_granule_single, force_write)
 	close(fd);
 	ASSERT_EQ(ptrace(PTRACE_CONT, pid, NULL, NULL), 0);
 	if (ret != (ssize_t)len) {
-		kill_idle(pid);
+		granule_kill_idle(pid);
 		SKIP(return, "no force: boot without proc_mem.force_override=never");
 	}
 	EXPECT_TRUE(child_ends(pid));

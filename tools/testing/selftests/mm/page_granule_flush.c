@@ -10,7 +10,6 @@
 #include "kselftest_harness.h"
 #include <asm-generic/mman.h> /* Force the import of the tools version. */
 #include <limits.h>
-#include <linux/mempolicy.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -18,7 +17,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -206,22 +204,6 @@ FIXTURE_TEARDOWN(page_granule_flush)
 						GRANULE_WHOLE), NR);	\
 	} while (0)
 
-/* A child that shares the memory until it is killed. */
-static pid_t fork_idle(void)
-{
-	pid_t pid = fork();
-
-	while (!pid)
-		pause();
-	return pid;
-}
-
-static void end_child(pid_t pid)
-{
-	kill(pid, SIGKILL);
-	waitpid(pid, NULL, 0);
-}
-
 TEST_F(page_granule_flush, zap)
 {
 	unsigned long i;
@@ -261,7 +243,7 @@ TEST_F(page_granule_flush, fork_and_cow)
 	pid_t pid;
 
 	COUNT_START();
-	pid = fork_idle();
+	pid = granule_fork_idle();
 	ASSERT_GT(pid, 0);
 	/* The other pages of the process, which both write to, are among them. */
 	EXPECT_FLUSHES("fork", NR / 2);
@@ -271,16 +253,16 @@ TEST_F(page_granule_flush, fork_and_cow)
 	touch(self->area);
 	EXPECT_FLUSHES("copy-on-write", NR);
 	EXPECT_WHOLE(self->area);
-	end_child(pid);
+	granule_kill_idle(pid);
 }
 
 /* The last to have the memory writes to it without a copy. */
 TEST_F(page_granule_flush, reuse)
 {
-	pid_t pid = fork_idle();
+	pid_t pid = granule_fork_idle();
 
 	ASSERT_GT(pid, 0);
-	end_child(pid);
+	granule_kill_idle(pid);
 	COUNT_START();
 	touch(self->area);
 	EXPECT_FLUSHES("reuse", NR);
@@ -337,40 +319,15 @@ TEST_F(page_granule_flush, mremap)
 	EXPECT_WHOLE(self->spare);
 }
 
-/* How many granules are on @node, to which they are moved if @move. */
-static unsigned long on_node(char *area, int node, bool move)
-{
-	int nodes[NR], status[NR];
-	unsigned long i, nr = 0;
-	void *pages[NR];
-
-	for (i = 0; i < NR; i++) {
-		pages[i] = nth(area, i);
-		nodes[i] = node;
-	}
-	if (move && syscall(__NR_move_pages, 0, NR, pages, nodes, status, MPOL_MF_MOVE))
-		return 0;
-	if (syscall(__NR_move_pages, 0, NR, pages, NULL, status, 0))
-		return 0;
-	for (i = 0; i < NR; i++)
-		nr += status[i] == node;
-	return nr;
-}
-
-static bool two_nodes(void)
-{
-	return !access("/sys/devices/system/node/node1", F_OK);
-}
-
 TEST_F(page_granule_flush, migration)
 {
 	unsigned int node;
 
-	if (!two_nodes())
+	if (!granule_two_nodes())
 		SKIP(return, "one NUMA node: boot with two");
 	ASSERT_EQ(syscall(__NR_getcpu, NULL, &node, NULL), 0);
 	COUNT_START();
-	ASSERT_EQ(on_node(self->area, !node, true), NR);
+	ASSERT_EQ(granule_on_node(self->area, NR, !node, true), NR);
 	EXPECT_FLUSHES("migration", NR);
 	EXPECT_WHOLE(self->area);
 }
@@ -382,12 +339,12 @@ TEST_F_TIMEOUT(page_granule_flush, numa_hints, 3 * HINT_SECONDS)
 	unsigned int node;
 	time_t end;
 
-	if (!two_nodes())
+	if (!granule_two_nodes())
 		SKIP(return, "one NUMA node: boot with two");
 	if (access(NUMA_BALANCING, W_OK))
 		SKIP(return, "no NUMA balancing: set CONFIG_NUMA_BALANCING=y");
 	ASSERT_EQ(syscall(__NR_getcpu, NULL, &node, NULL), 0);
-	ASSERT_EQ(on_node(self->area, node, true), NR);
+	ASSERT_EQ(granule_on_node(self->area, NR, node, true), NR);
 
 	before = granule_vmstat("numa_pte_updates");
 	before_faults = granule_vmstat("numa_hint_faults");

@@ -1313,14 +1313,6 @@ static int move_to_node(struct mem *mem, int node)
 	return 0;
 }
 
-static bool two_nodes(void)
-{
-	char nodes[64] = "";
-
-	read_file("/sys/devices/system/node/has_memory", nodes, sizeof(nodes));
-	return !strncmp(nodes, "0-", 2) || !strncmp(nodes, "0,1", 3);
-}
-
 /* Pins. The range begins and ends inside a granule. */
 #define GUP_TEST	"/sys/kernel/debug/gup_test"
 #define PIN_FIRST	5UL
@@ -1582,7 +1574,7 @@ TEST_F(page_granule_pin, move_pinned)
 	struct swaps swaps;
 	int node;
 
-	if (!two_nodes())
+	if (!granule_two_nodes())
 		SKIP(return, NODES_REMEDY);
 	mem_fill(mem, 1);
 	ASSERT_EQ(pin(self->gup, mem, 0, mem_pages(mem), flags), 0);
@@ -2387,7 +2379,7 @@ TEST_F(page_granule_life_fallback, move_cut_folio)
 		SKIP(return, "a contract granule cannot be cut: see default_tagged");
 	if (!(thp_supported_orders() & (1UL << order)))
 		SKIP(return, "no 256 KiB mTHP: set CONFIG_TRANSPARENT_HUGEPAGE");
-	if (!two_nodes())
+	if (!granule_two_nodes())
 		SKIP(return, NODES_REMEDY);
 	ASSERT_TRUE(mem_renew(mem));
 	granule_thp_order(order);
@@ -2935,7 +2927,7 @@ static int stage_move_pages(struct mem *mem)
 {
 	int ret;
 
-	if (!two_nodes())
+	if (!granule_two_nodes())
 		return NO_NODES;
 	ret = move_to_node(mem, 1);
 	return ret ?: move_to_node(mem, 0);
@@ -2946,7 +2938,7 @@ static int stage_mbind(struct mem *mem)
 	unsigned long mask, pfns[MAX_PAGES];
 	unsigned int node;
 
-	if (!two_nodes())
+	if (!granule_two_nodes())
 		return NO_NODES;
 	for (node = 2; node--;) {
 		mem_pfns(mem, pfns);

@@ -3,6 +3,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/mempolicy.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,6 +12,8 @@
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "kselftest.h"
@@ -574,6 +578,67 @@ void granule_fail_restore(struct granule_fail *fail)
 	}
 	if (fail->mounted)
 		umount("/sys/kernel/debug");
+}
+
+/* A child that does nothing but share, until it is killed. */
+pid_t granule_fork_idle(void)
+{
+	pid_t pid = fork();
+
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		for (;;)
+			pause();
+	}
+	return pid;
+}
+
+void granule_kill_idle(pid_t pid)
+{
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+}
+
+/* Is there memory on nodes 0 and 1? */
+bool granule_two_nodes(void)
+{
+	char nodes[64] = "";
+
+	read_file("/sys/devices/system/node/has_memory", nodes, sizeof(nodes));
+	return !strncmp(nodes, "0-", 2) || !strncmp(nodes, "0,1", 3);
+}
+
+/* Which node is each of @nr granules on, or, with @nodes, do move them there? */
+static bool move_granules(char *area, unsigned long nr, const int *nodes, int *status)
+{
+	void **pages = calloc(nr, sizeof(*pages));
+	unsigned long i;
+	long ret;
+
+	if (!pages)
+		return false;
+	for (i = 0; i < nr; i++)
+		pages[i] = area + i * GRANULE_SIZE;
+	ret = syscall(__NR_move_pages, 0, nr, pages, nodes, status, MPOL_MF_MOVE);
+	free(pages);
+	return !ret;
+}
+
+/* How many of @nr granules are on @node, to which they are moved if @move? */
+unsigned long granule_on_node(char *area, unsigned long nr, int node, bool move)
+{
+	int *nodes = calloc(2 * nr, sizeof(*nodes)), *status = nodes + nr;
+	unsigned long i, here = 0;
+
+	for (i = 0; nodes && i < nr; i++)
+		nodes[i] = node;
+	if (nodes && (!move || move_granules(area, nr, nodes, status)) &&
+	    move_granules(area, nr, NULL, status)) {
+		for (i = 0; i < nr; i++)
+			here += status[i] == node;
+	}
+	free(nodes);
+	return here;
 }
 
 /* Returns 0 or a negative errno. */

@@ -146,6 +146,12 @@ void granule_fail_order4(bool fail);
 void granule_fail_nowait(bool nowait);
 void granule_fail_restore(struct granule_fail *fail);
 
+pid_t granule_fork_idle(void);
+void granule_kill_idle(pid_t pid);
+
+bool granule_two_nodes(void);
+unsigned long granule_on_node(char *area, unsigned long nr, int node, bool move);
+
 int granule_write(const char *path, const char *text);
 unsigned long granule_meminfo_kb(const char *name);
 int granule_cg_write(const char *dir, const char *name, const char *text);
