@@ -14,6 +14,7 @@
 #include <asm-generic/mman.h> /* Force the import of the tools version. */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <linux/prctl.h>
 #include <linux/userfaultfd.h>
 #include <sched.h>
@@ -859,18 +860,6 @@ TEST_F_TIMEOUT(page_granule_single, ksm_zero_pages, 180)
  */
 #define UFFD_REMEDY	"no userfaultfd for it: build the kernel with CONFIG_USERFAULTFD=y"
 
-static int uffd_open(__u64 features)
-{
-	struct uffdio_api api = { .api = UFFD_API, .features = features | UFFD_FEATURE_SIGBUS };
-	int fd = syscall(__NR_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
-
-	if (fd >= 0 && ioctl(fd, UFFDIO_API, &api)) {
-		close(fd);
-		fd = -1;
-	}
-	return fd;
-}
-
 static int uffd_arm(int uffd, char *addr, size_t len, __u64 mode)
 {
 	struct uffdio_register reg = { .range = { (uintptr_t)addr, len }, .mode = mode };
@@ -939,7 +928,7 @@ TEST_F(page_granule_single, uffd_missing)
 	struct mem *mem = &self->mem;
 	const size_t bad = 2 * GRANULE_SIZE;	/* from what is given */
 
-	self->uffd = uffd_open(UFFD_FEATURE_POISON);
+	self->uffd = granule_uffd_open(UFFD_FEATURE_POISON);
 	if (self->uffd < 0)
 		SKIP(return, UFFD_REMEDY);
 	granule_fill(mem->model, mem_len(mem), 1);
@@ -969,7 +958,7 @@ TEST_F(page_granule_single, uffd_minor)
 {
 	struct mem *mem = &self->mem;
 
-	self->uffd = uffd_open(UFFD_FEATURE_MINOR_SHMEM);
+	self->uffd = granule_uffd_open(UFFD_FEATURE_MINOR_SHMEM);
 	if (self->uffd < 0)
 		SKIP(return, UFFD_REMEDY);
 	ASSERT_TRUE(mem_share(mem));
@@ -1077,7 +1066,7 @@ static void protect_unit(struct __test_metadata *_metadata, struct mem *mem, int
 /* Assert that write protection of a page, or a granule, is that of no other. */
 TEST_F(page_granule_single, uffd_wp)
 {
-	self->uffd = uffd_open(UFFD_FEATURE_PAGEFAULT_FLAG_WP);
+	self->uffd = granule_uffd_open(UFFD_FEATURE_PAGEFAULT_FLAG_WP);
 	if (self->uffd < 0)
 		SKIP(return, UFFD_REMEDY);
 	protect_unit(_metadata, &self->mem, self->uffd, false, false);
@@ -1087,7 +1076,7 @@ TEST_F(page_granule_single, uffd_wp)
 /* Assert the same for protection from reads and writes. */
 TEST_F(page_granule_single, uffd_rwp)
 {
-	self->uffd = uffd_open(UFFD_FEATURE_RWP);
+	self->uffd = granule_uffd_open(UFFD_FEATURE_RWP);
 	if (self->uffd < 0)
 		SKIP(return, UFFD_REMEDY " and CONFIG_USERFAULTFD_RWP=y");
 	protect_unit(_metadata, &self->mem, self->uffd, true, false);
@@ -1104,7 +1093,7 @@ TEST_F(page_granule_single, uffd_wp_async)
 	int shared;
 	pid_t pid = 0;
 
-	self->uffd = uffd_open(UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED);
+	self->uffd = granule_uffd_open(UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED);
 	if (self->uffd < 0)
 		SKIP(return, UFFD_REMEDY);
 	mem_fill(mem, 1);
@@ -1132,6 +1121,105 @@ TEST_F(page_granule_single, uffd_wp_async)
 	EXPECT_REPAIRED(mem);
 }
 
+/* PAGEMAP_SCAN goes three ways through a page table. */
+enum scan_way {
+	SCAN_ALL,
+	SCAN_WRITTEN,
+	SCAN_PRESENT,
+	NR_SCAN_WAYS,
+};
+
+/* Write-protect what was written to, @nr pages from @first on. */
+static int scan_protect(int pagemap, char *area, enum scan_way way,
+			unsigned long first, unsigned long nr,
+			struct page_region *region, __u64 *walk_end)
+{
+	const __u64 start = (uintptr_t)page_at(area, first);
+	struct pm_scan_arg arg = {
+		.size = sizeof(arg),
+		.flags = PM_SCAN_WP_MATCHING,
+		.start = start,
+		.end = start + nr * BASE_SIZE,
+		.category_mask = PAGE_IS_WRITTEN,
+		.return_mask = PAGE_IS_WRITTEN,
+	};
+	int ret;
+
+	if (way == SCAN_PRESENT)
+		arg.return_mask |= PAGE_IS_PRESENT;
+	if (way != SCAN_ALL) {
+		arg.end = (uintptr_t)page_at(area, NR_PAGES);
+		arg.max_pages = nr;
+		arg.vec = (uintptr_t)region;
+		arg.vec_len = 1;
+	}
+	ret = ioctl(pagemap, PAGEMAP_SCAN, &arg);
+	*walk_end = arg.walk_end - (uintptr_t)area;
+	region->start -= (uintptr_t)area;
+	region->end -= (uintptr_t)area;
+	return ret;
+}
+
+/* Does that do to granules what it does to single pages, and to no others? */
+static bool scan_protects_same(const struct mem *mem, enum scan_way way,
+			       unsigned long first, unsigned long nr)
+{
+	struct page_region region = { .start = (uintptr_t)mem->area };
+	struct page_region expected = { .start = (uintptr_t)mem->model };
+	__u64 walk_end, expected_end;
+	unsigned long i;
+
+	region.end = region.start;
+	expected.end = expected.start;
+	if (scan_protect(mem->pagemap, mem->model, way, first, nr, &expected, &expected_end) !=
+	    scan_protect(mem->pagemap, mem->area, way, first, nr, &region, &walk_end))
+		return false;
+	if (walk_end != expected_end || memcmp(&region, &expected, sizeof(region)))
+		return false;
+	for (i = 0; i < NR_PAGES; i++) {
+		const bool protected = i >= first && i < first + nr;
+
+		if (!(pagemap_get_entry(mem->pagemap, page_at(mem->area, i)) & PM_UFFD_WP) ==
+		    protected)
+			return false;
+	}
+	return true;
+}
+
+/* Assert that a scan for what was written to protects just what it has found. */
+TEST_F(page_granule_single, scan_protects)
+{
+	static const unsigned long firsts[] = { 0, 1, GRANULE_NR_PAGES - 1, GRANULE_NR_PAGES };
+	static const unsigned long nrs[] = {
+		1, GRANULE_NR_PAGES - 1, GRANULE_NR_PAGES, GRANULE_NR_PAGES + 1, NR_PAGES / 2,
+	};
+	struct mem *mem = &self->mem;
+	unsigned int way, i, j;
+
+	self->uffd = granule_uffd_open(UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED);
+	if (self->uffd < 0)
+		SKIP(return, UFFD_REMEDY);
+	mem_fill(mem, 1);
+	ASSERT_EQ(uffd_arm(self->uffd, mem->area, mem_len(mem), UFFDIO_REGISTER_MODE_WP), 0);
+	ASSERT_EQ(uffd_arm(self->uffd, mem->model, mem_len(mem), UFFDIO_REGISTER_MODE_WP), 0);
+	for (way = 0; way < NR_SCAN_WAYS; way++) {
+		for (i = 0; i < ARRAY_SIZE(firsts); i++) {
+			for (j = 0; j < ARRAY_SIZE(nrs); j++) {
+				EXPECT_TRUE(scan_protects_same(mem, way, firsts[i], nrs[j])) {
+					TH_LOG("way %u, %lu pages from page %lu", way, nrs[j],
+					       firsts[i]);
+				}
+				mem_write(mem, 2 + j);
+				EXPECT_EQ(mem_count(mem, PM_UFFD_WP), 0);
+			}
+		}
+	}
+	ASSERT_EQ(uffd_unregister(self->uffd, mem->area, mem_len(mem)), 0);
+	ASSERT_EQ(uffd_unregister(self->uffd, mem->model, mem_len(mem)), 0);
+	EXPECT_TRUE(mem_holds(mem));
+	EXPECT_INTACT(mem);
+}
+
 static int uffd_move(int uffd, char *dst, char *src, size_t len)
 {
 	struct uffdio_move arg = {
@@ -1155,7 +1243,7 @@ TEST_F(page_granule_single, uffd_move)
 	char *src = mem_target(mem), *dst;
 	size_t i;
 
-	self->uffd = uffd_open(UFFD_FEATURE_MOVE);
+	self->uffd = granule_uffd_open(UFFD_FEATURE_MOVE);
 	if (self->uffd < 0)
 		SKIP(return, UFFD_REMEDY);
 	dst = granule_reserve(mem_len(mem));

@@ -10,12 +10,15 @@
 #include "kselftest_harness.h"
 #include <asm-generic/mman.h> /* Force the import of the tools version. */
 #include <limits.h>
+#include <linux/fs.h>
+#include <linux/userfaultfd.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -317,6 +320,27 @@ TEST_F(page_granule_flush, mremap)
 	touch(self->spare);
 	EXPECT_FLUSHES("mremap", NR);
 	EXPECT_WHOLE(self->spare);
+}
+
+TEST_F(page_granule_flush, pagemap_scan)
+{
+	struct pm_scan_arg arg = { .size = sizeof(arg), .flags = PM_SCAN_WP_MATCHING };
+	unsigned long i;
+	int uffd;
+
+	uffd = granule_uffd_open(UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED);
+	if (uffd < 0)
+		SKIP(return, "no userfaultfd: set CONFIG_USERFAULTFD=y");
+	ASSERT_EQ(uffd_register(uffd, self->area, LEN, false, true, false), 0);
+	COUNT_START();
+	for (i = 0; i < NR; i++) {
+		arg.start = (uintptr_t)nth(self->area, i);
+		arg.end = arg.start + GRANULE_SIZE;
+		ASSERT_EQ(ioctl(self->pagemap, PAGEMAP_SCAN, &arg), 0);
+	}
+	EXPECT_FLUSHES("PAGEMAP_SCAN, write-protect", NR);
+	EXPECT_WHOLE(self->area);
+	close(uffd);
 }
 
 TEST_F(page_granule_flush, migration)

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/mempolicy.h>
+#include <linux/userfaultfd.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -578,6 +579,22 @@ void granule_fail_restore(struct granule_fail *fail)
 	}
 	if (fail->mounted)
 		umount("/sys/kernel/debug");
+}
+
+/*
+ * What would be left to a handler brings SIGBUS, so that it can be seen without a
+ * thread that handles it. Returns -1 where the kernel has not all of @features.
+ */
+int granule_uffd_open(uint64_t features)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = features | UFFD_FEATURE_SIGBUS };
+	int fd = syscall(__NR_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
+
+	if (fd >= 0 && ioctl(fd, UFFDIO_API, &api)) {
+		close(fd);
+		fd = -1;
+	}
+	return fd;
 }
 
 /* A child that does nothing but share, until it is killed. */

@@ -146,6 +146,8 @@ void granule_fail_order4(bool fail);
 void granule_fail_nowait(bool nowait);
 void granule_fail_restore(struct granule_fail *fail);
 
+int granule_uffd_open(uint64_t features);
+
 pid_t granule_fork_idle(void);
 void granule_kill_idle(pid_t pid);
 
