@@ -43,6 +43,7 @@
 #define MAX_ROUNDS	4
 #define MAX_IN_VAIN	256	/* compaction is deferred for up to 64 */
 #define REPAIR_SECONDS	10U
+#define SETTLE_USECONDS	(50 * 1000)
 
 /* The stages: those of a life, in its order, and some that are no part of it. */
 enum stage_id {
@@ -187,13 +188,15 @@ static void count_events(struct result *res, int sign)
 }
 
 /*
- * Begin with a tick of the timer, for they cost as much as a few per cent of a short
- * stage, which then has none of them, or else as many each time.
+ * Let others do what they have put off, to free stacks for fork() to use among other
+ * things. Then begin with a tick of the timer, for they cost as much as a few per
+ * cent of a short stage, which has none of them like that, or as many each time.
  */
-static void wait_for_tick(void)
+static void settle(void)
 {
 	struct timespec now, start;
 
+	usleep(SETTLE_USECONDS);
 	clock_gettime(CLOCK_MONOTONIC_COARSE, &start);
 	do {
 		clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
@@ -217,7 +220,7 @@ static void measure(struct result *res, int sign)
 
 static void measure_start(struct result *res)
 {
-	wait_for_tick();
+	settle();
 	measure(res, -1);
 }
 
