@@ -69,7 +69,7 @@ mm-compare: work ## the base's mm selftests, unpatched against patched (an hour)
 stress: work ## all at once for 10 minutes, with KASAN and lockdep (builds for 20)
 	@for a in $(ARCHES); do scripts/stress $$a; done
 
-bench: work ## measure every stage of life in out/bench/, base and 64K kernel beside
+bench: work ## measure every stage of life, and what it costs others, in out/bench/
 	@scripts/bench $(ARCHES)
 
 vma-test: work ## run tools/testing/vma on the host

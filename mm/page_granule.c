@@ -16,7 +16,6 @@
 #include <linux/page_granule.h>
 #include <linux/pgtable.h>
 #include <linux/prctl.h>
-#include <linux/rmap.h>
 #include <linux/security.h>
 #include <linux/shmem_fs.h>
 #include <linux/sysfs.h>
@@ -32,21 +31,50 @@
 /* The administrator's switch: 0 refuses new requests, what exists remains. */
 static bool page_granule_enabled __read_mostly = true;
 
-/* May new requests be served? */
-static bool page_granule_offered(void)
+/*
+ * Is there room to align in an address space? In one of 32 bits addresses are
+ * scarce, and what alignment takes from their randomisation is not to be had
+ * elsewhere. This is known from setup_new_exec() on.
+ */
+static bool page_granule_mm_has_room(const struct mm_struct *mm)
+{
+	return !IS_ENABLED(CONFIG_COMPAT) || mm->task_size > SZ_4G;
+}
+
+/* May new requests of an address space be served? */
+static bool page_granule_offered(const struct mm_struct *mm)
 {
 	/* A CPU without huge pages has no use for the large folios of a run. */
-	return READ_ONCE(page_granule_enabled) && !thp_disabled_by_hw();
+	return READ_ONCE(page_granule_enabled) && !thp_disabled_by_hw() &&
+	       page_granule_mm_has_room(mm);
 }
 
 /* The accessed and dirty bits are the hardware's to change one by one. */
 #define FPB_GRANULE	(FPB_RESPECT_WRITE | FPB_RESPECT_SOFT_DIRTY)
 
+/**
+ * vma_granule_folios - May granules of a VMA be populated with folios?
+ * @vma: The tagged VMA, stabilised by the mmap lock or its VMA lock.
+ *
+ * What the program says about huge pages holds for granules, and what the
+ * administrator says about granules. A contract counts as advice to use huge pages.
+ *
+ * Return: false if granules are to be of single pages: where @vma is a contract VMA
+ * of whole granules still, and otherwise as in a VMA that is not tagged.
+ */
+bool vma_granule_folios(struct vm_area_struct *vma)
+{
+	return READ_ONCE(page_granule_enabled) &&
+	       !vma_thp_disabled(vma, vma->vm_flags, vma_granule_contract(vma));
+}
+EXPORT_SYMBOL_IF_KUNIT(vma_granule_folios);
+
 /* vma_has_granule() for a tagged VMA. */
-bool __vma_has_granule(const struct vm_area_struct *vma, unsigned long addr)
+bool __vma_has_granule(struct vm_area_struct *vma, unsigned long addr)
 {
 	return page_granule_within(vma->vm_start, vma->vm_end, addr) &&
-	       vma_granule_congruent(vma);
+	       vma_granule_congruent(vma) &&
+	       (vma_granule_contract(vma) || vma_granule_folios(vma));
 }
 EXPORT_SYMBOL_IF_KUNIT(__vma_has_granule);
 
@@ -95,7 +123,8 @@ EXPORT_SYMBOL_IF_KUNIT(page_granule_ptes_run);
  * @ptep: The PTE that maps @addr.
  *
  * KSM tells the zero pages that it has merged by the dirty bit. A granule that
- * has any of those is not to be treated as one, lest all be counted.
+ * has any of those is not to be treated as one, lest all be counted: it is
+ * broken.
  *
  * Context: The page table lock of @ptep is held.
  * Return: true if all PTEs map the block of zero pages, and none is dirty.
@@ -141,11 +170,12 @@ enum page_granule_state page_granule_pte_state(struct vm_area_struct *vma,
 		return pte_range_none(ptep, PAGE_GRANULE_NR) ?
 		       PAGE_GRANULE_EMPTY : PAGE_GRANULE_BROKEN;
 
+	if (is_zero_pfn(pte_pfn(pte)))
+		return page_granule_is_zeroes(vma, addr, ptep) ?
+		       PAGE_GRANULE_WHOLE : PAGE_GRANULE_BROKEN;
+
 	if (!page_granule_ptes_run(ptep))
 		return PAGE_GRANULE_BROKEN;
-
-	if (is_zero_pfn(pte_pfn(pte)))
-		return PAGE_GRANULE_WHOLE;
 
 	/* Folios are naturally aligned: a large enough one holds the run. */
 	folio = vm_normal_folio(vma, addr, pte);
@@ -161,7 +191,8 @@ static void page_granule_count_fallback(struct vm_area_struct *vma,
 					unsigned long addr)
 {
 	count_vm_event(GRANULE_FALLBACK);
-	page_granule_repair_later(vma->vm_mm, addr);
+	if (vma_granule_folios(vma))
+		page_granule_repair_later(vma->vm_mm, addr);
 }
 
 /**
@@ -205,49 +236,34 @@ void page_granule_count_swapin(unsigned int nr_pages)
 	count_vm_events(GRANULE_SWPIN, nr_pages / PAGE_GRANULE_NR);
 }
 
-/*
- * Is the granule of @vma that holds @addr, if there is any, whole? With @folio,
- * is it in that?
- */
-static bool page_granule_whole_at(struct vm_area_struct *vma,
-				  unsigned long addr,
-				  const struct folio *folio)
+/* Is @addr inside a granule of @vma that is whole? */
+static bool page_granule_cut_whole(struct vm_area_struct *vma,
+				   unsigned long addr)
 {
 	const unsigned long start = addr & PAGE_GRANULE_MASK;
 	bool whole = false;
-	pmd_t *pmd, pmdval;
 	spinlock_t *ptl;
 	pte_t *pte;
+	pmd_t *pmd;
 
-	if (!vma_has_granule(vma, addr))
+	if (addr == start || !vma_has_granule(vma, addr))
 		return false;
 
 	pmd = mm_find_pmd(vma->vm_mm, start);
 	if (!pmd)
 		return false;
 	/* A huge page is a run of granules. */
-	pmdval = pmdp_get_lockless(pmd);
-	if (pmd_trans_huge(pmdval))
-		return !folio || pmd_folio(pmdval) == folio;
+	if (pmd_trans_huge(pmdp_get_lockless(pmd)))
+		return true;
 
 	pte = pte_offset_map_lock(vma->vm_mm, pmd, start, &ptl);
 	if (pte) {
 		whole = page_granule_pte_state(vma, start, pte) ==
 			PAGE_GRANULE_WHOLE;
-		if (whole && folio)
-			whole = pfn_folio(pte_pfn(ptep_get(pte))) == folio;
 		pte_unmap_unlock(pte, ptl);
 	}
 
 	return whole;
-}
-
-/* Is @addr inside a granule of @vma that is whole? */
-static bool page_granule_cut_whole(struct vm_area_struct *vma,
-				   unsigned long addr)
-{
-	return !IS_ALIGNED(addr, PAGE_GRANULE_SIZE) &&
-	       page_granule_whole_at(vma, addr, NULL);
 }
 
 static void page_granule_count_split(struct mm_struct *mm, unsigned long addr)
@@ -280,11 +296,10 @@ void page_granule_split_vma(struct vm_area_struct *vma, unsigned long addr)
  * @start: First byte of the range, in @vma.
  * @end: First byte after the range.
  *
- * Ask before and after pages in the range are taken away; those that are no
- * longer among the result have been broken. A granule that holds both ends is
- * reported once.
+ * Ask before pages in the range are taken away, which breaks them. A granule that
+ * holds both ends is reported once.
  *
- * Context: The mmap lock or the VMA lock is held.
+ * Context: The mmap lock, the VMA lock or an rmap lock of @vma is held.
  * Return: what to pass to page_granule_count_cuts().
  */
 unsigned int page_granule_cuts_whole(struct vm_area_struct *vma,
@@ -322,153 +337,61 @@ void page_granule_count_cuts(struct mm_struct *mm, unsigned long start,
 		page_granule_count_split(mm, end);
 }
 
-static bool page_granule_held_one(struct folio *folio,
-				  struct vm_area_struct *vma,
-				  unsigned long addr, void *arg)
-{
-	const unsigned long end = min(addr + folio_size(folio), vma->vm_end);
-	unsigned int *held = arg;
-
-	for (addr = ALIGN(addr, PAGE_GRANULE_SIZE); addr < end;
-	     addr += PAGE_GRANULE_SIZE)
-		*held += page_granule_whole_at(vma, addr, folio);
-	return true;
-}
-
-/* How many granules of all processes are in the folio, which is locked? */
-static unsigned int page_granule_held(struct folio *folio)
-{
-	unsigned int held = 0;
-	struct rmap_walk_control rwc = {
-		.rmap_one = page_granule_held_one,
-		.arg = &held,
-		.anon_lock = folio_lock_anon_vma_read,
-	};
-
-	if (folio_order(folio) >= PAGE_GRANULE_ORDER)
-		rmap_walk(folio, &rwc);
-	return held;
-}
-
 /**
- * page_granule_split_folio - Split a large folio, but no granule.
- * @folio: The large folio.
- * @list: Where the folios that it is split into go, or NULL for the LRU.
+ * page_granule_count_split_folio - Account for granules whose folio is to be split.
+ * @vma: The tagged VMA.
+ * @addr: An address in @vma.
+ * @ptep: The PTE that maps @addr.
+ * @nr: How many PTEs, from @ptep on, map pages of the folio.
  *
- * split_folio_to_list() for reclaim and migration, which split what they cannot
- * handle as a whole. A granule is not worth that: it stays where it is.
+ * Granules that begin among these PTEs count, and are put back when there is memory,
+ * unless what they are split for takes pages of them away. The split can yet fail, if
+ * somebody takes a reference to the folio meanwhile.
  *
- * Context: @folio is locked and referenced.
- * Return: 0, or a negative error: -EOPNOTSUPP if @folio is one granule, else
- * what split_huge_page_to_list_to_order() returns.
+ * Context: The page table lock of @ptep is held.
  */
-int page_granule_split_folio(struct folio *folio, struct list_head *list)
+void page_granule_count_split_folio(struct vm_area_struct *vma,
+				    unsigned long addr, pte_t *ptep,
+				    unsigned int nr)
 {
-	if (!page_granule_held(folio))
-		return split_folio_to_list(folio, list);
-	if (folio_order(folio) == PAGE_GRANULE_ORDER)
-		return -EOPNOTSUPP;
-	/* The swap cache knows no orders between. */
-	if (folio_test_swapcache(folio))
-		return split_folio_to_list(folio, list);
+	unsigned int i = (ALIGN(addr, PAGE_GRANULE_SIZE) - addr) >> PAGE_SHIFT;
 
-	return split_huge_page_to_list_to_order(&folio->page, list,
-						PAGE_GRANULE_ORDER);
-}
+	for (; i < nr; i += PAGE_GRANULE_NR) {
+		const unsigned long start = addr + i * PAGE_SIZE;
 
-static bool page_granule_wanted_one(struct folio *folio,
-				    struct vm_area_struct *vma,
-				    unsigned long addr, void *arg)
-{
-	const pgoff_t rest = folio_next_index(folio) -
-			     linear_page_index(vma, addr);
-	const unsigned long start = ALIGN(addr, PAGE_GRANULE_SIZE);
-	bool *wanted = arg;
-
-	/* A VMA that begins inside the folio may have its first granule after. */
-	*wanted = start - addr < rest << PAGE_SHIFT &&
-		  vma_has_granule(vma, start);
-	return !*wanted;
-}
-
-/**
- * page_granule_split_shared - Split a folio of shared memory, but no granule.
- * @folio: The large folio, in the page cache.
- * @list: Where the folios that it is split into go, or NULL for the LRU.
- *
- * page_granule_split_folio() for shared memory, which reclaim has unmapped before
- * it knows whether there are swap slots. So this asks for granules of VMAs rather
- * than of page tables.
- *
- * Context: @folio is locked and referenced.
- * Return: 0, or a negative error: -EOPNOTSUPP if @folio is one granule, else
- * what split_huge_page_to_list_to_order() returns.
- */
-int page_granule_split_shared(struct folio *folio, struct list_head *list)
-{
-	bool wanted = false;
-	struct rmap_walk_control rwc = {
-		.rmap_one = page_granule_wanted_one,
-		.arg = &wanted,
-		/* Reclaim waits for nobody here. */
-		.try_lock = true,
-	};
-
-	if (folio_order(folio) < PAGE_GRANULE_ORDER)
-		return split_folio_to_list(folio, list);
-	rmap_walk(folio, &rwc);
-	if (!wanted && !rwc.contended)
-		return split_folio_to_list(folio, list);
-	if (folio_order(folio) == PAGE_GRANULE_ORDER)
-		return -EOPNOTSUPP;
-	return split_huge_page_to_list_to_order(&folio->page, list,
-						PAGE_GRANULE_ORDER);
-}
-
-/**
- * page_granule_break_folio - Split a large folio, and the granules in it.
- * @page: A page of the large folio; the caller's reference is to it.
- * @list: Where the folios that it is split into go, or NULL for the LRU.
- * @new_order: The order of those.
- *
- * split_huge_page_to_list_to_order() for those who need a single page whatever
- * that costs. It counts the granules that this breaks.
- *
- * Context: The folio is locked and referenced.
- * Return: what split_huge_page_to_list_to_order() returns.
- */
-int page_granule_break_folio(struct page *page, struct list_head *list,
-			     unsigned int new_order)
-{
-	const unsigned int held = page_granule_held(page_folio(page));
-	int ret = split_huge_page_to_list_to_order(page, list, new_order);
-
-	if (!ret && new_order < PAGE_GRANULE_ORDER)
-		count_vm_events(GRANULE_SPLIT, held);
-	return ret;
+		if (!page_granule_is_whole(vma, start, ptep + i))
+			continue;
+		page_granule_count_split(vma->vm_mm, start);
+		page_granule_repair_later(vma->vm_mm, start);
+	}
 }
 
 /**
  * page_granule_exec - Give a new address space the granule it starts with.
- * @mm: The new address space, not visible to anybody yet.
+ * @mm: The new address space, which nothing has been mapped into but a stack.
  * @secureexec: The program gains privileges.
  *
  * mm_init() has copied the settings of the caller of execve(). Programs start
- * with what PR_GRANULE_EXEC says. One that gains privileges starts clean, lest
- * the caller choose how it is laid out.
+ * with what PR_GRANULE_EXEC says, if they could ask for it themselves. What it
+ * says is kept for later programs in any case: one of 32 bits may start one of
+ * 64. A program that gains privileges starts clean, lest the caller choose how
+ * it is laid out.
  */
 void page_granule_exec(struct mm_struct *mm, bool secureexec)
 {
 	if (secureexec)
 		mm_flags_clear(MMF_GRANULE_EXEC, mm);
 
-	if (mm_flags_test(MMF_GRANULE_EXEC, mm))
-		mm_flags_set(MMF_GRANULE_MMAP, mm);
-	else
-		mm_flags_clear(MMF_GRANULE_MMAP, mm);
-
-	/* The contract VMAs stayed behind. */
+	/* The tagged VMAs stayed behind. */
+	mm_flags_clear(MMF_GRANULE_TAGGED, mm);
 	mm_flags_clear(MMF_GRANULE_CONTRACT, mm);
+
+	if (mm_flags_test(MMF_GRANULE_EXEC, mm) && page_granule_offered(mm)) {
+		mm_flags_set(MMF_GRANULE_TAGGED, mm);
+		mm_flags_set(MMF_GRANULE_MMAP, mm);
+	} else {
+		mm_flags_clear(MMF_GRANULE_MMAP, mm);
+	}
 }
 
 /**
@@ -513,9 +436,19 @@ EXPORT_SYMBOL_IF_KUNIT(page_granule_parse_flags);
 /* Only anonymous memory is populated in granules so far. */
 static bool page_granule_can_tag(struct file *file, unsigned long flags)
 {
-	/* What is in the place of shmem otherwise has no large folios. */
-	return !file &&
-	       (IS_ENABLED(CONFIG_SHMEM) || (flags & MAP_TYPE) != MAP_SHARED);
+	if (file)
+		return false;
+
+	switch (flags & MAP_TYPE) {
+	case MAP_SHARED:
+		/* What is in the place of shmem has no large folios. */
+		return IS_ENABLED(CONFIG_SHMEM);
+	case MAP_DROPPABLE:
+		/* Reclaim may drop any page of it: no granule lasts. */
+		return false;
+	default:
+		return true;
+	}
 }
 
 /**
@@ -527,28 +460,32 @@ static bool page_granule_can_tag(struct file *file, unsigned long flags)
  */
 bool page_granule_default(struct mm_struct *mm)
 {
-	return mm_flags_test(MMF_GRANULE_MMAP, mm) && page_granule_offered();
+	return mm_flags_test(MMF_GRANULE_MMAP, mm) && page_granule_offered(mm);
 }
 
 /**
  * page_granule_mmap_prepare - Find out whether a new mapping is tagged.
  * @file: The file to be mapped or NULL.
  * @addr: The address asked for.
- * @len: The length asked for in bytes, rounded up for a contract VMA.
- * @flags: MAP_* flags; MAP_GRANULE is taken out where it is understood.
+ * @len: The length asked for in bytes.
+ * @flags: MAP_* flags; MAP_GRANULE is taken out where it is understood, and
+ *	   what a contract VMA overrides.
  * @pgoff: The offset into @file in base pages.
  * @vma_flags: Receives the granule bits.
  *
  * MAP_GRANULE is explicit and stronger than the default of the process: it
- * either makes a contract VMA or opts out, and fails if it can do neither. The
- * default tags what can be tagged and never fails.
+ * either makes a contract VMA or opts out, and fails if it can do neither. A
+ * length is not rounded up, since what lies behind it is not ours to replace.
+ * The default tags what can be tagged and never fails. Stacks of threads are
+ * not among that: MAP_STACK says that they are not to have large folios.
  *
  * Context: The mmap lock of current->mm is held for writing.
- * Return: 0, -EINVAL or -ENOMEM for arguments that mean nothing, -EOPNOTSUPP
- * if the memory cannot be populated in granules or the administrator said no.
+ * Return: 0, -EINVAL for arguments that mean nothing or would cut a granule,
+ * -EOPNOTSUPP if the memory cannot be populated in granules, or
+ * page_granule_offered() says no.
  */
 int page_granule_mmap_prepare(struct file *file, unsigned long addr,
-			      unsigned long *len, unsigned long *flags,
+			      unsigned long len, unsigned long *flags,
 			      pgoff_t pgoff, vma_flags_t *vma_flags)
 {
 	const bool fixed = *flags & (MAP_FIXED | MAP_FIXED_NOREPLACE);
@@ -559,7 +496,7 @@ int page_granule_mmap_prepare(struct file *file, unsigned long addr,
 	int order;
 
 	if (!(*flags & MAP_GRANULE)) {
-		if (can_tag && page_granule_default(mm))
+		if (can_tag && !(*flags & MAP_STACK) && page_granule_default(mm))
 			vma_flags_set_mask(vma_flags, VMA_GRANULE);
 		return 0;
 	}
@@ -568,7 +505,7 @@ int page_granule_mmap_prepare(struct file *file, unsigned long addr,
 		return -EINVAL;
 
 	/* MAP_SHARED ignores the flags that a file does not know. */
-	if (!can_tag && file && (*flags & MAP_TYPE) == MAP_SHARED)
+	if (file && (*flags & MAP_TYPE) == MAP_SHARED)
 		return 0;
 
 	order = page_granule_parse_flags(*flags);
@@ -579,20 +516,22 @@ int page_granule_mmap_prepare(struct file *file, unsigned long addr,
 	if (!order)
 		return 0;
 
+	if (!IS_ALIGNED(len, PAGE_GRANULE_SIZE))
+		return -EINVAL;
 	if (fixed && !IS_ALIGNED(addr, PAGE_GRANULE_SIZE))
 		return -EINVAL;
 	if (file && !IS_ALIGNED(pgoff, PAGE_GRANULE_NR))
 		return -EINVAL;
-	if (!can_tag || !page_granule_offered())
+	if (!can_tag || !page_granule_offered(mm))
 		return -EOPNOTSUPP;
 
-	*len = ALIGN(*len, PAGE_GRANULE_SIZE);
-	if (!*len)
-		return -ENOMEM;
-
+	/* Else calc_vm_flag_bits() would add VM_NOHUGEPAGE. */
+	*flags &= ~MAP_STACK;
 	vma_flags_set_mask(vma_flags, VMA_GRANULE);
 	vma_flags_set_mask(vma_flags, VMA_GRANULE_CONTRACT);
+	/* If mmap() fails, later calls look at VMAs they need not look at. */
 	mm_flags_set(MMF_GRANULE_CONTRACT, mm);
+	mm_flags_set(MMF_GRANULE_TAGGED, mm);
 	return 0;
 }
 
@@ -608,8 +547,9 @@ int page_granule_mmap_prepare(struct file *file, unsigned long addr,
  * A hint is kept if the memory there is free, rounded down if the mapping is a
  * contract VMA. The address that is chosen otherwise is congruent to @offset.
  *
- * As vm_unmapped_area() does for hugetlb, this searches for a hole that is large
- * enough wherever it begins, and may miss one that fits exactly.
+ * The first hole that is large enough is taken if it suits, lest one that fits
+ * exactly is never used again. Else, as vm_unmapped_area() does for hugetlb, this
+ * searches for one that is large enough wherever it begins.
  *
  * Context: The mmap lock of current->mm is held for writing.
  * Return: an address or a negative error, -ENOMEM if no hole is found.
@@ -622,7 +562,7 @@ page_granule_get_unmapped_area(struct file *file, unsigned long addr,
 	const bool contract = vma_flags_test_single_mask(&vma_flags,
 							 VMA_GRANULE_CONTRACT);
 	const unsigned long pad = PAGE_GRANULE_SIZE - PAGE_SIZE;
-	unsigned long ret;
+	unsigned long ret, padded;
 
 	if (flags & MAP_FIXED)
 		return mm_get_unmapped_area_vmaflags(file, addr, len, 0, flags,
@@ -633,36 +573,31 @@ page_granule_get_unmapped_area(struct file *file, unsigned long addr,
 		if (addr < mmap_min_addr)
 			addr = 0;
 	}
-	if (addr) {
+	/* What suits a larger folio suits a granule, if there is room. */
+	if (!addr && !file && (flags & MAP_SHARED))
+		ret = shmem_get_unmapped_area(NULL, 0, len, 0, flags);
+	else if (!addr && IS_ALIGNED(len, PMD_SIZE))
+		ret = thp_get_unmapped_area_vmaflags(file, 0, len, 0, flags,
+						     vma_flags);
+	else
 		ret = mm_get_unmapped_area_vmaflags(file, addr, len, 0, flags,
 						    vma_flags);
-		if (ret == addr)
-			return ret;
-	} else {
-		/* What suits a larger folio suits a granule, if there is room. */
-		if (!file && (flags & MAP_SHARED))
-			ret = shmem_get_unmapped_area(NULL, 0, len, 0, flags);
-		else if (IS_ALIGNED(len, PMD_SIZE))
-			ret = thp_get_unmapped_area_vmaflags(file, 0, len, 0,
-							     flags, vma_flags);
-		else
-			ret = -ENOMEM;
-		if (!IS_ERR_VALUE(ret) &&
-		    IS_ALIGNED(ret - offset, PAGE_GRANULE_SIZE))
-			return ret;
-	}
+	if (IS_ERR_VALUE(ret) || (addr && ret == addr) ||
+	    IS_ALIGNED(ret - offset, PAGE_GRANULE_SIZE))
+		return ret;
+	/* Gaps keep VMAs from merging, of which there may not be any number. */
+	if (!contract && current->mm->map_count > get_sysctl_max_map_count() / 2)
+		return ret;
 
 	/* The hint is taken, but it may also tell the size of the VA space. */
-	ret = len + pad < len ? -ENOMEM :
-	      mm_get_unmapped_area_vmaflags(file, addr, len + pad, 0, flags,
-					    vma_flags);
-	if (IS_ERR_VALUE(ret))
-		return contract ? ret :
-		       mm_get_unmapped_area_vmaflags(file, addr, len, 0, flags,
-						     vma_flags);
+	padded = len + pad < len ? -ENOMEM :
+		 mm_get_unmapped_area_vmaflags(file, addr, len + pad, 0, flags,
+					       vma_flags);
+	if (IS_ERR_VALUE(padded))
+		return contract ? padded : ret;
 
 	/* One page of those that the padding leaves to choose from fits. */
-	return ret + ((offset - ret) & ~PAGE_GRANULE_MASK);
+	return padded + ((offset - padded) & ~PAGE_GRANULE_MASK);
 }
 
 /* The mm flag behind a scope of prctl(), or -EINVAL. */
@@ -695,10 +630,6 @@ int prctl_get_page_granule(unsigned long scope, unsigned long arg3,
 	if (arg3 || arg4 || arg5)
 		return -EINVAL;
 
-	/* No program has the 64 KiB ABI yet. */
-	if (scope == PR_GRANULE_ABI)
-		return PAGE_SIZE;
-
 	flag = page_granule_scope_flag(scope);
 	if (flag < 0)
 		return flag;
@@ -717,7 +648,7 @@ int prctl_get_page_granule(unsigned long scope, unsigned long arg3,
  * mmap(), so no lock is needed.
  *
  * Return: 0, -EINVAL for an argument that means nothing, or -EOPNOTSUPP for a
- * size that is not offered.
+ * size that is not offered to this address space.
  */
 int prctl_set_page_granule(unsigned long scope, unsigned long size,
 			   unsigned long arg4, unsigned long arg5)
@@ -728,9 +659,6 @@ int prctl_set_page_granule(unsigned long scope, unsigned long size,
 	if (order < 0 || arg4 || arg5)
 		return -EINVAL;
 
-	if (scope == PR_GRANULE_ABI)
-		return order ? -EOPNOTSUPP : 0;
-
 	flag = page_granule_scope_flag(scope);
 	if (flag < 0)
 		return flag;
@@ -740,9 +668,11 @@ int prctl_set_page_granule(unsigned long scope, unsigned long size,
 		return 0;
 	}
 
-	if (!page_granule_offered())
+	if (!page_granule_offered(current->mm))
 		return -EOPNOTSUPP;
 
+	if (flag == MMF_GRANULE_MMAP)
+		mm_flags_set(MMF_GRANULE_TAGGED, current->mm);
 	mm_flags_set(flag, current->mm);
 	return 0;
 }

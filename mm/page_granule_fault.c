@@ -5,6 +5,7 @@
  */
 
 #include <linux/blk_plug.h>
+#include <linux/compaction.h>
 #include <linux/kmsan.h>
 #include <linux/ksm.h>
 #include <linux/memcontrol.h>
@@ -28,16 +29,155 @@
 #include "page_granule_fault.h"
 #include "swap.h"
 
+/* After compaction was in vain: how long a node is left alone, in jiffies. */
+#define GRANULE_BACKOFF		HZ
+
+/* Until when, in jiffies, nodes are left alone; 0 for those that are not. */
+static unsigned long granule_backoff[MAX_NUMNODES];
+
+/*
+ * Memory of a node is free, but not in one piece. Compact it as far as @ceiling, what
+ * vma_thp_gfp_mask() says, allows. Nothing is reclaimed: neither by the caller, which
+ * __GFP_THISNODE and __GFP_NORETRY together see to, nor by kswapd. A node where that
+ * was in vain is left alone for a while, by whoever asks next, too.
+ */
+static struct folio *compact_for_granule(gfp_t ceiling, int nid)
+{
+	const unsigned long until = READ_ONCE(granule_backoff[nid]);
+	struct folio *folio = NULL;
+
+	if (!(ceiling & __GFP_RECLAIM) || (until && time_before(jiffies, until)))
+		return NULL;
+
+	if (ceiling & __GFP_DIRECT_RECLAIM)
+		folio = __folio_alloc_node(GFP_TRANSHUGE_LIGHT |
+					   __GFP_DIRECT_RECLAIM |
+					   __GFP_NORETRY | __GFP_THISNODE,
+					   PAGE_GRANULE_ORDER, nid);
+	if (folio) {
+		WRITE_ONCE(granule_backoff[nid], 0);
+		return folio;
+	}
+	wakeup_kcompactd(NODE_DATA(nid), PAGE_GRANULE_ORDER,
+			 gfp_zone(GFP_HIGHUSER_MOVABLE));
+	/* 0 means that there is nothing to wait for. */
+	WRITE_ONCE(granule_backoff[nid], (jiffies + GRANULE_BACKOFF) | 1);
+	return NULL;
+}
+
+/*
+ * The node to compact for an address: that of the CPU, unless the policy prefers
+ * another. Those that interleave choose a node for each allocation, and have none.
+ */
+static int granule_node(struct vm_area_struct *vma, unsigned long addr)
+{
+#ifdef CONFIG_NUMA
+	int nid = numa_mem_id();
+	struct mempolicy *pol;
+	pgoff_t ilx;
+
+	pol = get_vma_policy(vma, addr, PAGE_GRANULE_ORDER, &ilx);
+	switch (pol->mode) {
+	case MPOL_PREFERRED:
+		nid = first_node(pol->nodes);
+		break;
+	case MPOL_PREFERRED_MANY:
+	case MPOL_BIND:
+		if (pol->home_node != NUMA_NO_NODE)
+			nid = pol->home_node;
+		if (!node_isset(nid, pol->nodes))
+			nid = first_node(pol->nodes);
+		break;
+	case MPOL_INTERLEAVE:
+	case MPOL_WEIGHTED_INTERLEAVE:
+		nid = NUMA_NO_NODE;
+		break;
+	}
+	mpol_cond_put(pol);
+	return nid;
+#else
+	return numa_mem_id();
+#endif
+}
+
+/**
+ * page_granule_has_room - Can a granule be charged without reclaim?
+ * @memcg: The memory cgroup, or NULL.
+ *
+ * Return: true if no limit stands in the way, which can change any time.
+ */
+bool page_granule_has_room(struct mem_cgroup *memcg)
+{
+#ifdef CONFIG_MEMCG
+	for (; memcg; memcg = parent_mem_cgroup(memcg)) {
+		if (page_counter_read(&memcg->memory) + PAGE_GRANULE_NR >
+		    READ_ONCE(memcg->memory.max))
+			return false;
+	}
+#endif
+	return true;
+}
+
+/**
+ * page_granule_alloc_node - Allocate a folio for a granule on a node.
+ * @ceiling: What vma_thp_gfp_mask() says of the VMA; no more effort is made.
+ * @nid: The node.
+ *
+ * Context: May sleep.
+ * Return: a folio that is not charged, or NULL.
+ */
+struct folio *page_granule_alloc_node(gfp_t ceiling, int nid)
+{
+	struct folio *folio;
+
+	folio = __folio_alloc_node(GFP_TRANSHUGE_LIGHT | __GFP_THISNODE,
+				   PAGE_GRANULE_ORDER, nid);
+	return folio ?: compact_for_granule(ceiling, nid);
+}
+
+/**
+ * page_granule_alloc - Allocate a folio for a granule.
+ * @vma: The tagged VMA, stabilised by the mmap lock or its VMA lock.
+ * @addr: An address in the granule.
+ *
+ * What is free is taken from where the memory policy says. What is free but not in one
+ * piece is worth as much effort as for a huge page, short of reclaim: nobody is
+ * swapped out for contiguity alone.
+ *
+ * Context: May sleep.
+ * Return: a folio that is not charged, or NULL.
+ */
+struct folio *page_granule_alloc(struct vm_area_struct *vma, unsigned long addr)
+{
+	struct folio *folio;
+	gfp_t ceiling;
+	int nid;
+
+	if (!vma_granule_folios(vma))
+		return NULL;
+
+	addr &= PAGE_GRANULE_MASK;
+	folio = vma_alloc_folio(GFP_TRANSHUGE_LIGHT, PAGE_GRANULE_ORDER, vma, addr);
+	if (folio)
+		return folio;
+
+	ceiling = vma_thp_gfp_mask(vma);
+	if (!(ceiling & __GFP_RECLAIM))
+		return NULL;
+	nid = granule_node(vma, addr);
+	return nid == NUMA_NO_NODE ? NULL : compact_for_granule(ceiling, nid);
+}
+
 /* Allocate and charge a folio for a granule. Returns NULL if there is none. */
 static struct folio *alloc_granule_folio(struct vm_area_struct *vma,
 					 unsigned long addr)
 {
 	struct folio *folio;
 
-	folio = vma_alloc_folio(GFP_PAGE_GRANULE, PAGE_GRANULE_ORDER, vma, addr);
+	folio = page_granule_alloc(vma, addr);
 	if (!folio)
 		return NULL;
-	if (mem_cgroup_charge(folio, vma->vm_mm, GFP_PAGE_GRANULE)) {
+	if (mem_cgroup_charge(folio, vma->vm_mm, GFP_PAGE_GRANULE_CHARGE)) {
 		count_mthp_stat(PAGE_GRANULE_ORDER,
 				MTHP_STAT_ANON_FAULT_FALLBACK_CHARGE);
 		folio_put(folio);
@@ -47,7 +187,7 @@ static struct folio *alloc_granule_folio(struct vm_area_struct *vma,
 		folio_put(folio);
 		return NULL;
 	}
-	folio_throttle_swaprate(folio, GFP_PAGE_GRANULE);
+	folio_throttle_swaprate(folio, GFP_PAGE_GRANULE_CHARGE);
 	return folio;
 }
 
@@ -79,6 +219,40 @@ bool granule_empty(struct vm_fault *vmf, pte_t *pte)
 	return pte_range_none(pte, PAGE_GRANULE_NR);
 }
 
+/**
+ * granule_part - The part of a larger folio that populates a granule.
+ * @vmf: A fault on an address in a granule; its PTE is neither mapped nor locked.
+ * @folio: What it is served by; not all of it can be mapped.
+ * @page: The page of @folio for the address; becomes the first to be mapped.
+ * @addr: Becomes the address of that.
+ *
+ * Return: how many pages to map; 1 if @folio does not hold all of the granule, or the
+ * granule is not empty, which is only a hint.
+ */
+int granule_part(struct vm_fault *vmf, struct folio *folio, struct page **page,
+		 unsigned long *addr)
+{
+	const unsigned long nr = (vmf->address & ~PAGE_GRANULE_MASK) >> PAGE_SHIFT;
+	bool empty;
+	pte_t *pte;
+
+	if (folio_order(folio) < PAGE_GRANULE_ORDER ||
+	    !IS_ALIGNED(page_to_pfn(*page) - nr, PAGE_GRANULE_NR))
+		return 1;
+
+	pte = pte_offset_map(vmf->pmd, vmf->address);
+	if (!pte)
+		return 1;
+	empty = granule_empty(vmf, pte);
+	pte_unmap(pte);
+	if (!empty)
+		return 1;
+
+	*page -= nr;
+	*addr = vmf->address & PAGE_GRANULE_MASK;
+	return PAGE_GRANULE_NR;
+}
+
 /*
  * A granule is whole, but has become so page by page. An architecture that marks
  * contiguous entries does so with the last of them in memory, which need not have
@@ -86,15 +260,18 @@ bool granule_empty(struct vm_fault *vmf, pte_t *pte)
  */
 static void fold_granule(struct vm_area_struct *vma, unsigned long start, pte_t *pte)
 {
-	pte_t old = ptep_get(pte);
+	pte_t old = ptep_get(pte), merged;
 
 	/* Those that KSM has merged are told by the dirty bit, one by one. */
 	if (pte_protnone(old) || is_zero_pfn(pte_pfn(old)) ||
 	    !page_granule_folds(pte, old))
 		return;
-	old = modify_prot_start_ptes(vma, start, pte, PAGE_GRANULE_NR);
+	merged = modify_prot_start_ptes(vma, start, pte, PAGE_GRANULE_NR);
+	/* Dirty ones make it soft-dirty, which they need not be. */
+	if (!pte_soft_dirty(old))
+		merged = pte_clear_soft_dirty(merged);
 	flush_tlb_ptes(vma, start, PAGE_GRANULE_NR);
-	modify_prot_commit_ptes(vma, start, pte, old, old, PAGE_GRANULE_NR);
+	modify_prot_commit_ptes(vma, start, pte, merged, merged, PAGE_GRANULE_NR);
 }
 
 /**
@@ -113,7 +290,8 @@ void granule_filled(struct vm_fault *vmf)
 	pte_t *pte;
 	int i;
 
-	if (!vma_has_granule(vma, vmf->address) || userfaultfd_armed(vma))
+	if (!vma_has_granule(vma, vmf->address) || userfaultfd_armed(vma) ||
+	    !vma_granule_folios(vma))
 		return;
 
 	pte = vmf->pte - ((vmf->address - start) >> PAGE_SHIFT);
@@ -135,30 +313,51 @@ static void put_granule_folios(struct folio **folios)
 	for (i = 0; i < PAGE_GRANULE_NR; i++) {
 		if (folios[i])
 			folio_put(folios[i]);
+		folios[i] = NULL;
 	}
 }
 
 /*
+ * One page for a granule. A contract is worth the same effort as a page that was
+ * asked for; otherwise nobody dies for pages that were not.
+ */
+static struct folio *alloc_granule_page(struct vm_area_struct *vma,
+					unsigned long addr, bool need_zero)
+{
+	gfp_t gfp = need_zero ? __GFP_ZERO : 0;
+	struct folio *folio;
+
+	if (vma_granule_contract(vma))
+		return folio_prealloc(vma->vm_mm, vma, addr, need_zero);
+
+	gfp |= GFP_HIGHUSER_MOVABLE | __GFP_NORETRY | __GFP_NOWARN;
+	folio = vma_alloc_folio(gfp, 0, vma, addr);
+	if (folio && mem_cgroup_charge(folio, vma->vm_mm,
+				       GFP_PAGE_GRANULE_CHARGE)) {
+		folio_put(folio);
+		return NULL;
+	}
+	return folio;
+}
+
+/*
  * Memory is too fragmented, or too short, for a folio that holds the granule.
- * Allocate single pages where @folios has none yet. Returns false, and has freed
- * all of them, if there is no memory at all.
+ * Allocate single pages where @folios has none yet. Returns false if there is not
+ * enough memory.
  */
 static bool alloc_granule_pages(struct vm_fault *vmf, struct folio **folios,
 				bool need_zero)
 {
 	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
-	struct vm_area_struct *vma = vmf->vma;
 	int i;
 
 	for (i = 0; i < PAGE_GRANULE_NR; i++) {
 		if (!folios[i])
-			folios[i] = folio_prealloc(vma->vm_mm, vma,
-						   start + i * PAGE_SIZE,
-						   need_zero);
-		if (!folios[i]) {
-			put_granule_folios(folios);
+			folios[i] = alloc_granule_page(vmf->vma,
+						       start + i * PAGE_SIZE,
+						       need_zero);
+		if (!folios[i])
 			return false;
-		}
 		__folio_mark_uptodate(folios[i]);
 	}
 	return true;
@@ -169,14 +368,17 @@ static void map_granule_pages(struct vm_fault *vmf, pte_t *pte,
 			      struct folio **folios)
 {
 	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
-	int i;
+	int i, nr = 0;
 
 	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		if (!folios[i])
+			continue;
 		map_anon_folio_pte_nopf(folios[i], pte + i, vmf->vma,
 					start + i * PAGE_SIZE, false);
 		folios[i] = NULL;
+		nr++;
 	}
-	add_mm_counter(vmf->vma->vm_mm, MM_ANONPAGES, PAGE_GRANULE_NR);
+	add_mm_counter(vmf->vma->vm_mm, MM_ANONPAGES, nr);
 	page_granule_count_fault(vmf->vma, start, GRANULE_FILL_SINGLE);
 }
 
@@ -185,7 +387,9 @@ static void map_granule_pages(struct vm_fault *vmf, pte_t *pte,
  * @vmf: A fault on a granule that is empty; its PTE is neither mapped nor locked.
  * @folio: One page for the address that faulted, which is consumed.
  *
- * The process finds 0 or 16 pages of the granule present whatever happens.
+ * The process finds 0 or 16 pages of the granule present whatever happens, if the VMA
+ * is a contract. If it is not, and there is no memory for 16, then it gets the one
+ * that it asked for, as it would if the VMA was not tagged.
  *
  * Return: 0 if that has been done, or if the granule is not empty any more;
  * VM_FAULT_OOM, or what check_stable_address_space() returns.
@@ -193,13 +397,22 @@ static void map_granule_pages(struct vm_fault *vmf, pte_t *pte,
 vm_fault_t populate_granule_single(struct vm_fault *vmf, struct folio *folio)
 {
 	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
+	const int nr = (vmf->address - start) >> PAGE_SHIFT;
 	struct folio *folios[PAGE_GRANULE_NR] = {};
 	struct vm_area_struct *vma = vmf->vma;
 	vm_fault_t ret = 0;
 
-	folios[(vmf->address - start) >> PAGE_SHIFT] = folio;
-	if (!alloc_granule_pages(vmf, folios, true))
-		return VM_FAULT_OOM;
+	folios[nr] = folio;
+	if (!alloc_granule_pages(vmf, folios, true)) {
+		folios[nr] = NULL;
+		put_granule_folios(folios);
+		if (vma_granule_contract(vma)) {
+			folio_put(folio);
+			return VM_FAULT_OOM;
+		}
+		folios[nr] = folio;
+		__folio_mark_uptodate(folio);
+	}
 
 	vmf->pte = pte_offset_map_lock(vma->vm_mm, vmf->pmd, start, &vmf->ptl);
 	if (!vmf->pte)
@@ -286,8 +499,14 @@ static vm_fault_t alloc_granule_copy(struct vm_fault *vmf, struct page *page,
 	if (!folio) {
 		count_mthp_stat(PAGE_GRANULE_ORDER,
 				MTHP_STAT_ANON_FAULT_FALLBACK);
-		if (!alloc_granule_pages(vmf, folios, !page))
-			return VM_FAULT_OOM;
+		if (!alloc_granule_pages(vmf, folios, !page)) {
+			put_granule_folios(folios);
+			if (vma_granule_contract(vmf->vma))
+				return VM_FAULT_OOM;
+			/* The one page that was asked for is copied. */
+			count_vm_event(GRANULE_FALLBACK);
+			return VM_FAULT_FALLBACK;
+		}
 	} else {
 		if (!page)
 			zero_granule_folio(vmf, folio);
@@ -370,7 +589,7 @@ vm_fault_t wp_copy_granule(struct vm_fault *vmf)
 	struct mmu_notifier_range range;
 	struct folio *old_folio = NULL;
 	struct page *page = NULL;
-	bool changed, copied;
+	bool changed, copied, soft_dirty;
 	vm_fault_t ret;
 	pte_t *pte, old;
 	int i;
@@ -420,7 +639,10 @@ vm_fault_t wp_copy_granule(struct vm_fault *vmf)
 				ksm_might_unmap_zero_page(mm, ptep_get(pte + i));
 		}
 		/* Flush before other CPUs can see what is written to the copy. */
+		soft_dirty = pte_soft_dirty(ptep_get(pte));
 		old = get_and_clear_ptes(mm, start, pte, PAGE_GRANULE_NR);
+		if (!soft_dirty)
+			old = pte_clear_soft_dirty(old);
 		flush_tlb_ptes(vma, start, PAGE_GRANULE_NR);
 		map_granule_copy(vmf, pte, old, folios);
 		add_mm_counter(mm, MM_ANONPAGES, PAGE_GRANULE_NR);
@@ -787,14 +1009,16 @@ static vm_fault_t read_granule_folios(struct vm_fault *vmf, pte_t *ptes,
 	struct swap_io_ctx ctx = {};
 	struct blk_plug plug;
 	vm_fault_t ret;
+	gfp_t gfp;
 	int i, nr;
 
+	/* The page that faulted is tried again by itself; the others can wait. */
+	gfp = GFP_HIGHUSER_MOVABLE | __GFP_NORETRY | __GFP_NOWARN;
 	blk_start_plug(&plug);
 	for (nr = 0; nr < PAGE_GRANULE_NR; nr++) {
 		folios[nr] = read_swap_cache_async(&ctx,
 						   softleaf_from_pte(ptes[nr]),
-						   GFP_HIGHUSER_MOVABLE,
-						   vmf->vma,
+						   gfp, vmf->vma,
 						   start + nr * PAGE_SIZE);
 		if (!folios[nr])
 			break;
@@ -1022,42 +1246,28 @@ put_folios:
 }
 
 /**
- * swapin_granule_single - Swap in a granule page by page.
- * @vmf: A fault on an address in a granule; its PTE is neither mapped nor locked.
+ * swapped_granule_fits - Can a granule be mapped to its part of a larger folio?
+ * @vmf: A fault on an address in a granule.
+ * @folio: What the swap cache has for it, locked.
+ * @page: The page of @folio for the address.
  *
- * All but the page that faulted, which is left to the caller. They are in the swap
- * cache by now.
+ * What is new in the swap cache is mapped as a whole or not at all, see
+ * do_swap_page(). A folio that others still map may well be mapped in part.
+ *
+ * Context: vmf->pte is mapped and locked.
+ * Return: true if all of the granule is swapped out to slots of @folio, in order.
  */
-void swapin_granule_single(struct vm_fault *vmf)
+bool swapped_granule_fits(struct vm_fault *vmf, struct folio *folio,
+			  struct page *page)
 {
-	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
-	unsigned long addr;
+	const unsigned long nr = (vmf->address & ~PAGE_GRANULE_MASK) >> PAGE_SHIFT;
+	pte_t *pte = vmf->pte - nr;
+	const pte_t first = ptep_get(pte);
 
-	count_vm_event(GRANULE_SWPIN_FALLBACK);
-	for (addr = start; addr < start + PAGE_GRANULE_SIZE; addr += PAGE_SIZE) {
-		struct vm_fault one = {
-			.vma = vmf->vma,
-			.address = addr,
-			.real_address = addr,
-			.pgoff = linear_page_index(vmf->vma, addr),
-			.gfp_mask = vmf->gfp_mask,
-			/* Nothing that lets go of the lock. */
-			.flags = vmf->flags & FAULT_FLAG_VMA_LOCK,
-			.pmd = vmf->pmd,
-		};
-
-		if (addr == (vmf->address & PAGE_MASK))
-			continue;
-		one.pte = pte_offset_map(one.pmd, addr);
-		if (!one.pte)
-			return;
-		one.orig_pte = ptep_get_lockless(one.pte);
-		if (softleaf_is_swap(softleaf_from_pte(one.orig_pte)))
-			__do_swap_page(&one, false);
-		else
-			pte_unmap(one.pte);
-	}
-	page_granule_repair_later(vmf->vma->vm_mm, start);
+	return folio_test_anon(folio) && folio_order(folio) > PAGE_GRANULE_ORDER &&
+	       IS_ALIGNED(page_to_pfn(page) - nr, PAGE_GRANULE_NR) &&
+	       pte_same(first, pte_move_swp_offset(vmf->orig_pte, -nr)) &&
+	       swap_pte_batch(pte, PAGE_GRANULE_NR, first) == PAGE_GRANULE_NR;
 }
 
 /**
@@ -1075,8 +1285,9 @@ void swapin_granule_single(struct vm_fault *vmf)
  * Return: 0 if the granule is whole or has changed meanwhile; VM_FAULT_FALLBACK
  * if *@foliop, which is referenced and in the swap cache, is to be mapped, or if
  * it is NULL and the page is to be swapped in by itself; VM_FAULT_OOM for the
- * latter if there was no folio for the granule; VM_FAULT_RETRY as
- * folio_lock_or_retry() does. VM_FAULT_MAJOR if anything was read.
+ * latter if there was no folio for the granule, all of which is in the swap cache
+ * then; VM_FAULT_RETRY as folio_lock_or_retry() does. VM_FAULT_MAJOR if anything was
+ * read.
  */
 vm_fault_t swapin_granule(struct vm_fault *vmf, softleaf_t entry,
 			  unsigned long orders, struct folio **foliop)
@@ -1088,6 +1299,9 @@ vm_fault_t swapin_granule(struct vm_fault *vmf, softleaf_t entry,
 	bool swapped, in_order;
 	struct folio *folio;
 	int i;
+
+	if (!vma_granule_folios(vma))
+		return VM_FAULT_FALLBACK;
 
 	pte = pte_offset_map_lock(vma->vm_mm, vmf->pmd, start, &vmf->ptl);
 	if (!pte)
@@ -1109,7 +1323,8 @@ vm_fault_t swapin_granule(struct vm_fault *vmf, softleaf_t entry,
 		if (in_order &&
 		    zswap_can_load(softleaf_from_pte(ptes[0]), PAGE_GRANULE_NR))
 			folio = swapin_sync(entry, GFP_HIGHUSER_MOVABLE,
-					    page_granule_orders(orders), vmf,
+					    page_granule_orders(vma, orders) |
+					    BIT(PAGE_GRANULE_ORDER), vmf,
 					    NULL, 0);
 	}
 	if (!IS_ERR_OR_NULL(folio)) {
@@ -1118,6 +1333,10 @@ vm_fault_t swapin_granule(struct vm_fault *vmf, softleaf_t entry,
 			return VM_FAULT_FALLBACK | major;
 		}
 		folio_put(folio);
+	} else if (folio == ERR_PTR(-ENOMEM)) {
+		/* There is none for a copy either. */
+		count_vm_event(GRANULE_SWPIN_FALLBACK);
+		return VM_FAULT_FALLBACK;
 	}
 
 	for (i = 1; in_order && i < PAGE_GRANULE_NR; i++)
@@ -1132,23 +1351,104 @@ vm_fault_t swapin_granule(struct vm_fault *vmf, softleaf_t entry,
 		return major;
 	swapped = granule_swap_same(pte, ptes);
 	pte_unmap_unlock(pte, vmf->ptl);
-	return (swapped ? VM_FAULT_OOM : 0) | major;
+	if (!swapped)
+		return major;
+	count_vm_event(GRANULE_SWPIN_FALLBACK);
+	return VM_FAULT_OOM | major;
 }
 #endif /* CONFIG_SWAP */
 
 #ifdef CONFIG_SHMEM
-/* Does userfaultfd wait for faults on missing pages of a granule in some VMA? */
-static bool granule_monitored(struct address_space *mapping, pgoff_t index)
+/**
+ * page_granule_monitored - Does userfaultfd wait for holes of a granule to be filled?
+ * @mapping: The shared memory.
+ * @index: A page of the granule.
+ *
+ * Whoever monitors missing pages in some mapping wants to fill each of them, whichever
+ * process is the first to fault on it.
+ *
+ * Context: May sleep.
+ * Return: true if so in any VMA.
+ */
+bool page_granule_monitored(struct address_space *mapping, pgoff_t index)
 {
 	struct vm_area_struct *vma;
 	bool monitored = false;
 
+	if (likely(!mapping_uffd_missing(mapping)))
+		return false;
+
+	index &= ~(pgoff_t)(PAGE_GRANULE_NR - 1);
 	i_mmap_lock_read(mapping);
 	mapping_rmap_tree_foreach(vma, mapping, index,
-				  index + PAGE_GRANULE_NR - 1)
-		monitored |= userfaultfd_missing(vma);
+				  index + PAGE_GRANULE_NR - 1) {
+		monitored = userfaultfd_missing(vma);
+		if (monitored)
+			break;
+	}
 	i_mmap_unlock_read(mapping);
 	return monitored;
+}
+
+/*
+ * How many pages of the granule at @index are in the page cache, or swapped out, which
+ * *@swapped tells? A larger folio counts as all of them.
+ */
+static unsigned int granule_nr_cached(struct address_space *mapping, pgoff_t index,
+				      bool *swapped)
+{
+	XA_STATE(xas, &mapping->i_pages, index);
+	unsigned int nr = 0;
+	void *entry;
+
+	rcu_read_lock();
+	xas_for_each(&xas, entry, index + PAGE_GRANULE_NR - 1) {
+		if (xas_retry(&xas, entry))
+			continue;
+		*swapped |= xa_is_value(entry);
+		nr += 1U << min(xas_get_order(&xas), PAGE_GRANULE_ORDER);
+	}
+	rcu_read_unlock();
+	return min(nr, PAGE_GRANULE_NR);
+}
+
+/*
+ * Have all of a granule in the page cache. Pages that nobody has asked for are not
+ * worth an OOM kill, unless they are by contract.
+ */
+static bool read_shared_granule(struct vm_area_struct *vma, pgoff_t index)
+{
+	struct address_space *mapping = vma->vm_file->f_mapping;
+	gfp_t gfp = mapping_gfp_mask(mapping);
+	struct mem_cgroup *memcg, *old_memcg;
+	struct folio *folio = NULL;
+	int i;
+
+	if (!vma_granule_contract(vma))
+		gfp |= __GFP_NORETRY | __GFP_NOWARN;
+
+	/* Whoever faults for it, the owner of the memory is to be charged. */
+	memcg = get_mem_cgroup_from_mm(vma->vm_mm);
+	old_memcg = set_active_memcg(memcg);
+	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		folio = shmem_read_folio_gfp(mapping, index + i, gfp);
+		if (IS_ERR(folio))
+			break;
+		folio_put(folio);
+	}
+	set_active_memcg(old_memcg);
+	mem_cgroup_put(memcg);
+	return !IS_ERR(folio);
+}
+
+/* May a granule be charged to whose memory it is, without reclaim? Just a hint. */
+static bool granule_has_room(struct vm_area_struct *vma)
+{
+	struct mem_cgroup *memcg = get_mem_cgroup_from_mm(vma->vm_mm);
+	const bool room = page_granule_has_room(memcg);
+
+	mem_cgroup_put(memcg);
+	return room;
 }
 
 /*
@@ -1158,54 +1458,35 @@ static bool granule_monitored(struct address_space *mapping, pgoff_t index)
  *
  * Return 0 if the fault can go on with what is in the page cache now,
  * VM_FAULT_NOPAGE if there is no folio and single pages have been mapped, or an
- * error. @swapped: was the page that faulted swapped out?
+ * error. @cached: was all of it there, or nothing? @swapped: was any of it swapped out?
  */
-static vm_fault_t populate_shared_granule(struct vm_fault *vmf, bool swapped)
+static vm_fault_t populate_shared_granule(struct vm_fault *vmf, bool cached,
+					  bool swapped)
 {
 	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
 	struct vm_area_struct *vma = vmf->vma;
 	struct address_space *mapping = vma->vm_file->f_mapping;
 	const pgoff_t index = linear_page_index(vma, start);
-	struct mem_cgroup *memcg, *old_memcg;
-	bool found = swapped;
-	struct folio *folio;
 	vm_fault_t ret;
-	void *entry;
-	int i;
 
 	/* mremap() may have made the mapping longer than the memory. */
 	if (index + PAGE_GRANULE_NR >
 	    DIV_ROUND_UP(i_size_read(mapping->host), PAGE_SIZE))
 		return 0;
 	/* Whoever monitors holes in it wants to fill them. */
-	if (granule_monitored(mapping, index))
+	if (!cached && page_granule_monitored(mapping, index))
 		return 0;
-
-	/* Whoever faults for it, the owner of the memory is to be charged. */
-	memcg = get_mem_cgroup_from_mm(vma->vm_mm);
-	old_memcg = set_active_memcg(memcg);
-	for (i = 0; i < PAGE_GRANULE_NR; i++) {
-		if (index + i != vmf->pgoff) {
-			entry = xa_load(&mapping->i_pages, index + i);
-			found |= !!entry;
-			swapped |= xa_is_value(entry);
-		}
-		/* Without all of it there will be no granule. */
-		if (shmem_get_folio(mapping->host, index + i, 0, &folio,
-				    SGP_CACHE))
-			break;
-		folio_unlock(folio);
-		folio_put(folio);
-	}
-	set_active_memcg(old_memcg);
-	mem_cgroup_put(memcg);
-	if (i < PAGE_GRANULE_NR)
+	/* What is charged for pages that nobody asked for remains charged. */
+	if (!cached && !vma_granule_contract(vma) && !granule_has_room(vma))
+		return 0;
+	/* Without all of it there will be no granule. */
+	if (!read_shared_granule(vma, index))
 		return 0;
 
 	/* If nothing was there, an allocation has just failed. */
-	if (found) {
+	if (cached) {
 		lru_add_drain();
-		if (page_granule_collapse(vma, start, false) >= 0) {
+		if (page_granule_collapse(vma, start, 0, false) >= 0) {
 			if (swapped)
 				page_granule_count_swapin(PAGE_GRANULE_NR);
 			return 0;
@@ -1232,18 +1513,26 @@ static vm_fault_t populate_shared_granule(struct vm_fault *vmf, bool swapped)
  * do_fault_granule - __do_fault(), and for shared memory all of the granule.
  * @vmf: A fault on an address in a granule; its PTE is neither mapped nor locked.
  *
+ * Holes between pages of a granule were left, or made, by a program. They remain.
+ *
  * Return: as __do_fault(), or VM_FAULT_NOPAGE if there is no folio and single
  * pages have been mapped.
  */
 vm_fault_t do_fault_granule(struct vm_fault *vmf)
 {
-	vm_fault_t ret = __do_fault(vmf);
+	struct vm_area_struct *vma = vmf->vma;
+	const pgoff_t index = linear_page_index(vma, vmf->address & PAGE_GRANULE_MASK);
+	bool swapped = false;
 	struct folio *folio;
+	unsigned int nr;
+	vm_fault_t ret;
 
+	nr = granule_nr_cached(vma->vm_file->f_mapping, index, &swapped);
+	ret = __do_fault(vmf);
 	if (ret & (VM_FAULT_ERROR | VM_FAULT_NOPAGE | VM_FAULT_RETRY))
 		return ret;
 	folio = page_folio(vmf->page);
-	if (!granule_wants_pages(vmf, folio))
+	if ((nr && nr < PAGE_GRANULE_NR) || !granule_wants_pages(vmf, folio))
 		return ret;
 
 	/* The lock of one folio is not held while others are waited for. */
@@ -1251,7 +1540,7 @@ vm_fault_t do_fault_granule(struct vm_fault *vmf)
 	folio_put(folio);
 	vmf->page = NULL;
 	ret &= VM_FAULT_MAJOR;
-	ret |= populate_shared_granule(vmf, ret);
+	ret |= populate_shared_granule(vmf, nr, swapped);
 	if (ret & (VM_FAULT_ERROR | VM_FAULT_NOPAGE))
 		return ret;
 	return __do_fault(vmf) | ret;

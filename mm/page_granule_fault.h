@@ -11,6 +11,8 @@
 #include "internal.h"
 
 bool granule_empty(struct vm_fault *vmf, pte_t *pte);
+int granule_part(struct vm_fault *vmf, struct folio *folio, struct page **page,
+		 unsigned long *addr);
 bool granule_wants_pages(struct vm_fault *vmf, struct folio *folio);
 vm_fault_t populate_granule_single(struct vm_fault *vmf, struct folio *folio);
 bool map_zero_granule(struct vm_fault *vmf);
@@ -33,10 +35,13 @@ static inline void granule_filled(struct vm_fault *vmf)
 #if defined(CONFIG_PAGE_GRANULE) && defined(CONFIG_SWAP)
 vm_fault_t swapin_granule(struct vm_fault *vmf, softleaf_t entry,
 			  unsigned long orders, struct folio **foliop);
-void swapin_granule_single(struct vm_fault *vmf);
+bool swapped_granule_fits(struct vm_fault *vmf, struct folio *folio,
+			  struct page *page);
 #else
-static inline void swapin_granule_single(struct vm_fault *vmf)
+static inline bool swapped_granule_fits(struct vm_fault *vmf, struct folio *folio,
+					struct page *page)
 {
+	return false;
 }
 
 static inline vm_fault_t swapin_granule(struct vm_fault *vmf, softleaf_t entry,

@@ -24,11 +24,10 @@
 #define PAGE_GRANULE_NR		((int)BIT(PAGE_GRANULE_ORDER))
 
 /*
- * Try as hard for a granule as for anything that is worth direct reclaim and
- * compaction. The page allocator does not retry for orders as costly as this
- * one, for which there is a fallback.
+ * How the folio of a granule is charged. The memory cgroup reclaims for it once, as
+ * it would for the single pages that are charged otherwise, and does not insist.
  */
-#define GFP_PAGE_GRANULE	(GFP_TRANSHUGE | __GFP_KSWAPD_RECLAIM)
+#define GFP_PAGE_GRANULE_CHARGE	(GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN)
 
 /**
  * vma_granule_tagged - Is this VMA populated in granules?
@@ -58,7 +57,8 @@ static inline bool vma_granule_contract(const struct vm_area_struct *vma)
  * @vma_flags: The VMA flags of the new mapping.
  * @len: Its length in bytes.
  *
- * A default-tagged mapping of less than a granule has nothing to gain from it.
+ * A default-tagged mapping that would leave a gap behind it does not: neighbours
+ * of any length are one VMA, and have more granules than if each were aligned.
  *
  * Return: true if page_granule_get_unmapped_area() is to choose the address.
  */
@@ -66,7 +66,7 @@ static inline bool page_granule_aligns(const vma_flags_t *vma_flags,
 				       unsigned long len)
 {
 	return vma_flags_test_single_mask(vma_flags, VMA_GRANULE) &&
-	       len >= PAGE_GRANULE_SIZE;
+	       IS_ALIGNED(len, PAGE_GRANULE_SIZE);
 }
 
 /**
@@ -87,7 +87,8 @@ static inline bool page_granule_within(unsigned long start, unsigned long end,
 	       end - block >= PAGE_GRANULE_SIZE;
 }
 
-bool __vma_has_granule(const struct vm_area_struct *vma, unsigned long addr);
+bool __vma_has_granule(struct vm_area_struct *vma, unsigned long addr);
+bool vma_granule_folios(struct vm_area_struct *vma);
 
 /**
  * vma_granule_congruent - Can folios be aligned as the addresses are?
@@ -106,17 +107,30 @@ static inline bool vma_granule_congruent(const struct vm_area_struct *vma)
 }
 
 /**
+ * vma_granule_active - Does a VMA populate granules now?
+ * @vma: The user mapping, stabilised by the mmap lock or its VMA lock.
+ *
+ * Return: true if @vma is tagged, and nothing makes it behave as if it were not.
+ */
+static inline bool vma_granule_active(struct vm_area_struct *vma)
+{
+	return vma_granule_tagged(vma) && vma_granule_congruent(vma) &&
+	       (vma_granule_contract(vma) || vma_granule_folios(vma));
+}
+
+/**
  * vma_has_granule - Does a granule of this VMA hold an address?
  * @vma: The user mapping, stabilised by the mmap lock or its VMA lock.
  * @addr: An address in @vma.
  *
  * The blocks at the ends of a default-tagged VMA may be cut off by its bounds;
  * those are no granules and are populated in base pages. So is shared memory
- * that a legal call has moved to where its folios are not aligned.
+ * that a legal call has moved to where its folios are not aligned, and what the
+ * program or the administrator does not want to have large folios.
  *
  * Return: true if @addr lies in a granule of @vma.
  */
-static __always_inline bool vma_has_granule(const struct vm_area_struct *vma,
+static __always_inline bool vma_has_granule(struct vm_area_struct *vma,
 					    unsigned long addr)
 {
 	/* Out of line, lest what every page fault runs through grows by it. */
@@ -124,17 +138,19 @@ static __always_inline bool vma_has_granule(const struct vm_area_struct *vma,
 }
 
 /**
- * vma_inside_granule - Would stopping at an address leave a granule half done?
+ * vma_zero_pfn - The zero page to map at an address.
  * @vma: The user mapping, stabilised by the mmap lock or its VMA lock.
  * @addr: An address in @vma.
  *
- * Return: true if @addr lies in a granule of @vma, but not at its start.
+ * Return: the PFN of the one zero page that all share, or in a granule that of
+ * the page in the block of zero pages that makes a run.
  */
-static inline bool vma_inside_granule(const struct vm_area_struct *vma,
-				      unsigned long addr)
+static inline unsigned long vma_zero_pfn(struct vm_area_struct *vma,
+					 unsigned long addr)
 {
-	return vma_has_granule(vma, addr) &&
-	       !IS_ALIGNED(addr, PAGE_GRANULE_SIZE);
+	const unsigned long index = (addr & ~PAGE_GRANULE_MASK) >> PAGE_SHIFT;
+
+	return zero_pfn(addr) + (vma_has_granule(vma, addr) ? index : 0);
 }
 
 /**
@@ -165,6 +181,22 @@ static inline void page_granule_dup_mm(struct mm_struct *mm,
 #ifdef CONFIG_PAGE_GRANULE
 	if (mm_has_granule_contract(oldmm))
 		mm_flags_set(MMF_GRANULE_CONTRACT, mm);
+	if (unlikely(mm_flags_test(MMF_GRANULE_TAGGED, oldmm)))
+		mm_flags_set(MMF_GRANULE_TAGGED, mm);
+#endif
+}
+
+void __page_granule_exit(struct mm_struct *mm);
+
+/**
+ * page_granule_exit - An address space is about to be torn down.
+ * @mm: The address space, which nobody uses any more.
+ */
+static inline void page_granule_exit(struct mm_struct *mm)
+{
+#ifdef CONFIG_PAGE_GRANULE
+	if (unlikely(mm_flags_test(MMF_GRANULE_TAGGED, mm)))
+		__page_granule_exit(mm);
 #endif
 }
 
@@ -232,34 +264,6 @@ static inline bool vma_granule_accepts(const struct vm_area_struct *vma,
 }
 
 /**
- * page_granule_round_outward - Extend a range to whole granules.
- * @mm: The address space.
- * @start: First byte of the range, a multiple of the base page.
- * @len: Length in bytes, a multiple of the base page.
- *
- * For calls that never asked for alignment but for that to the base page, which
- * they provide themselves. Only granules of contract VMAs are rounded to: those
- * of others may be cut.
- *
- * Context: The mmap lock of @mm is held.
- */
-static inline void page_granule_round_outward(struct mm_struct *mm,
-					      unsigned long *start, size_t *len)
-{
-	unsigned long end = *start + *len;
-
-	/* Leave an empty range, and one that wraps around, to the caller. */
-	if (!mm_has_granule_contract(mm) || end <= *start)
-		return;
-
-	if (page_granule_cuts(mm, end))
-		end = ALIGN(end, PAGE_GRANULE_SIZE);
-	if (page_granule_cuts(mm, *start))
-		*start &= PAGE_GRANULE_MASK;
-	*len = end - *start;
-}
-
-/**
  * enum page_granule_state - How the page table populates a granule.
  * @PAGE_GRANULE_EMPTY: All PTEs are none.
  * @PAGE_GRANULE_WHOLE: The PTEs are a run: all present, equal in permission and
@@ -286,20 +290,47 @@ enum page_granule_fill {
 	GRANULE_FILL_SINGLE,
 };
 
+enum page_granule_state page_granule_pte_state(struct vm_area_struct *vma,
+					       unsigned long addr, pte_t *ptep);
+int page_granule_split_page(struct vm_area_struct *vma, unsigned long addr,
+			    struct page *page);
+
+/**
+ * page_granule_divisible - Is the place of each page the program's to choose?
+ * @vma: The VMA, stabilised by the mmap lock.
+ * @folio: A folio that it maps.
+ *
+ * A folio that is as large as a granule is so because the VMA is tagged. Those that
+ * are larger are there because huge pages are enabled, and are moved as such.
+ *
+ * Return: true if @folio is to be split before a part of it is moved; constant
+ * false without CONFIG_PAGE_GRANULE.
+ */
+static inline bool page_granule_divisible(const struct vm_area_struct *vma,
+					  const struct folio *folio)
+{
+	return vma_granule_tagged(vma) && !vma_granule_contract(vma) &&
+	       folio_order(folio) == PAGE_GRANULE_ORDER;
+}
+
 #ifdef CONFIG_PAGE_GRANULE
 
 /**
  * page_granule_orders - Folio orders to populate a granule with.
+ * @vma: The tagged VMA, stabilised by the mmap lock or its VMA lock.
  * @orders: Bitfield of the orders that mTHP settings allow.
  *
  * Return: bitfield of those of @orders that are no smaller than a granule, and
- * that of the granule itself.
+ * that of the granule itself if @vma may have folios of that order.
  */
-static inline unsigned long page_granule_orders(unsigned long orders)
+static inline unsigned long page_granule_orders(struct vm_area_struct *vma,
+						unsigned long orders)
 {
-	return (orders & ~(BIT(PAGE_GRANULE_ORDER) - 1)) |
-	       BIT(PAGE_GRANULE_ORDER);
+	orders &= ~(BIT(PAGE_GRANULE_ORDER) - 1);
+	return vma_granule_folios(vma) ? orders | BIT(PAGE_GRANULE_ORDER) : orders;
 }
+
+struct folio *page_granule_alloc(struct vm_area_struct *vma, unsigned long addr);
 
 void page_granule_count_fault(struct vm_area_struct *vma, unsigned long addr,
 			      enum page_granule_fill fill);
@@ -311,11 +342,12 @@ unsigned int page_granule_cuts_whole(struct vm_area_struct *vma,
 				     unsigned long start, unsigned long end);
 void page_granule_count_cuts(struct mm_struct *mm, unsigned long start,
 			     unsigned long end, unsigned int cuts);
+void page_granule_count_split_folio(struct vm_area_struct *vma,
+				    unsigned long addr, pte_t *ptep,
+				    unsigned int nr);
 bool page_granule_ptes_run(pte_t *ptep);
 bool page_granule_is_zeroes(struct vm_area_struct *vma, unsigned long addr,
 			    pte_t *ptep);
-enum page_granule_state page_granule_pte_state(struct vm_area_struct *vma,
-					       unsigned long addr, pte_t *ptep);
 
 /**
  * page_granule_is_whole - Is an address in a granule that is whole?
@@ -426,22 +458,21 @@ static inline unsigned int page_granule_batch(struct vm_area_struct *vma,
 	       PAGE_GRANULE_NR : 1;
 }
 
-int page_granule_split_folio(struct folio *folio, struct list_head *list);
-int page_granule_split_shared(struct folio *folio, struct list_head *list);
-int page_granule_break_folio(struct page *page, struct list_head *list,
-			     unsigned int new_order);
-void page_granule_repair_range(struct vm_area_struct *vma, unsigned long start,
-			       unsigned long end);
+int page_granule_collapse_range(struct vm_area_struct *vma, unsigned long start,
+				unsigned long end);
 void page_granule_repair_later(struct mm_struct *mm, unsigned long addr);
+bool page_granule_has_room(struct mem_cgroup *memcg);
+struct folio *page_granule_alloc_node(gfp_t ceiling, int nid);
+bool page_granule_monitored(struct address_space *mapping, pgoff_t index);
 int page_granule_collapse(struct vm_area_struct *vma, unsigned long addr,
-			  bool mapped);
+			  unsigned int mapped, bool others);
 const char *page_granule_check_ptes(struct vm_area_struct *vma,
 				    unsigned long addr, pte_t *ptep);
 bool page_granule_default(struct mm_struct *mm);
 int page_granule_parse_size(unsigned long size);
 int page_granule_parse_flags(unsigned long flags);
 int page_granule_mmap_prepare(struct file *file, unsigned long addr,
-			      unsigned long *len, unsigned long *flags,
+			      unsigned long len, unsigned long *flags,
 			      pgoff_t pgoff, vma_flags_t *vma_flags);
 unsigned long
 page_granule_get_unmapped_area(struct file *file, unsigned long addr,
@@ -455,9 +486,16 @@ int prctl_set_page_granule(unsigned long scope, unsigned long size,
 
 #else /* CONFIG_PAGE_GRANULE */
 
-static inline unsigned long page_granule_orders(unsigned long orders)
+static inline unsigned long page_granule_orders(struct vm_area_struct *vma,
+						unsigned long orders)
 {
 	return orders;
+}
+
+static inline struct folio *page_granule_alloc(struct vm_area_struct *vma,
+					       unsigned long addr)
+{
+	return NULL;
 }
 
 static inline void page_granule_count_fault(struct vm_area_struct *vma,
@@ -509,34 +547,28 @@ static inline void page_granule_count_cuts(struct mm_struct *mm,
 {
 }
 
-static inline int page_granule_split_folio(struct folio *folio,
-					   struct list_head *list)
+static inline void
+page_granule_count_split_folio(struct vm_area_struct *vma, unsigned long addr,
+			       pte_t *ptep, unsigned int nr)
 {
-	return split_folio_to_list(folio, list);
 }
 
-static inline int page_granule_split_shared(struct folio *folio,
-					    struct list_head *list)
+static inline int page_granule_collapse_range(struct vm_area_struct *vma,
+					      unsigned long start,
+					      unsigned long end)
 {
-	return split_folio_to_list(folio, list);
-}
-
-static inline int page_granule_break_folio(struct page *page,
-					   struct list_head *list,
-					   unsigned int new_order)
-{
-	return split_huge_page_to_list_to_order(page, list, new_order);
-}
-
-static inline void page_granule_repair_range(struct vm_area_struct *vma,
-					     unsigned long start,
-					     unsigned long end)
-{
+	return 1;
 }
 
 static inline void page_granule_repair_later(struct mm_struct *mm,
 					     unsigned long addr)
 {
+}
+
+static inline bool page_granule_monitored(struct address_space *mapping,
+					  pgoff_t index)
+{
+	return false;
 }
 
 static inline bool page_granule_default(struct mm_struct *mm)
@@ -546,7 +578,7 @@ static inline bool page_granule_default(struct mm_struct *mm)
 
 static inline int
 page_granule_mmap_prepare(struct file *file, unsigned long addr,
-			  unsigned long *len, unsigned long *flags,
+			  unsigned long len, unsigned long *flags,
 			  pgoff_t pgoff, vma_flags_t *vma_flags)
 {
 	return 0;

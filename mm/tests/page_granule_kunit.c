@@ -25,6 +25,8 @@ MODULE_IMPORT_NS("EXPORTED_FOR_KUNIT_TESTING");
 /* The bits of a VMA that is default-tagged, and of a contract VMA. */
 #define VMA_DEFAULT_TAGGED	mk_vma_flags(VMA_GRANULE_BIT)
 #define VMA_CONTRACT	mk_vma_flags(VMA_GRANULE_BIT, VMA_GRANULE_CONTRACT_BIT)
+#define VMA_SAYS_YES	mk_vma_flags(VMA_HUGEPAGE_BIT)
+#define VMA_SAYS_NO	mk_vma_flags(VMA_NOHUGEPAGE_BIT)
 
 /* Three granules, in which bounds and addresses are tried at every page. */
 #define SPAN_PAGES	(3 * PAGE_GRANULE_NR)
@@ -110,6 +112,9 @@ static struct vm_area_struct *made_up_vma(struct kunit *test, vma_flags_t flags,
 
 	vma = kunit_kzalloc(test, sizeof(*vma), GFP_KERNEL);
 	KUNIT_ASSERT_NOT_NULL(test, vma);
+	/* What is said about huge pages is asked of the address space, too. */
+	vma->vm_mm = kunit_kzalloc(test, sizeof(*vma->vm_mm), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, vma->vm_mm);
 	vma->vm_start = start;
 	vma->vm_end = end;
 	vma->flags = flags;
@@ -138,7 +143,48 @@ static void vma_bits(struct kunit *test)
 	KUNIT_EXPECT_TRUE(test, vma_granule_tagged(vma));
 	KUNIT_EXPECT_TRUE(test, vma_granule_contract(vma));
 	KUNIT_EXPECT_TRUE(test, vma_has_granule(vma, SZ_4G));
-	KUNIT_EXPECT_EQ(test, vma_kernel_pagesize(vma), PAGE_GRANULE_SIZE);
+	KUNIT_EXPECT_EQ(test, vma_kernel_pagesize(vma), PAGE_SIZE);
+}
+
+/*
+ * What programs say about huge pages holds for granules: those of a contract remain,
+ * without folios, and others are gone. A contract is advice to use huge pages.
+ */
+static void opt_outs(struct kunit *test)
+{
+	const struct {
+		vma_flags_t flags;
+		int mm_flag;
+		bool folios_default;
+		bool folios_contract;
+	} cases[] = {
+		{ EMPTY_VMA_FLAGS, -1, true, true },
+		{ VMA_SAYS_NO, -1, false, false },
+		{ EMPTY_VMA_FLAGS, MMF_DISABLE_THP_COMPLETELY, false, false },
+		{ EMPTY_VMA_FLAGS, MMF_DISABLE_THP_EXCEPT_ADVISED, false, true },
+		{ VMA_SAYS_YES, MMF_DISABLE_THP_EXCEPT_ADVISED, true, true },
+	};
+	struct vm_area_struct *vma;
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(cases); i++) {
+		vma = made_up_vma(test, VMA_DEFAULT_TAGGED, SZ_4G, SZ_4G + SPAN_SIZE);
+		if (cases[i].mm_flag >= 0)
+			mm_flags_set(cases[i].mm_flag, vma->vm_mm);
+		vma_flags_set_mask(&vma->flags, cases[i].flags);
+		KUNIT_EXPECT_EQ_MSG(test, vma_granule_folios(vma),
+				    cases[i].folios_default, "case %d", i);
+		KUNIT_EXPECT_EQ_MSG(test, vma_has_granule(vma, SZ_4G),
+				    cases[i].folios_default, "case %d", i);
+
+		vma_flags_set_mask(&vma->flags, VMA_GRANULE_CONTRACT);
+		KUNIT_EXPECT_EQ_MSG(test, vma_granule_folios(vma),
+				    cases[i].folios_contract, "case %d", i);
+		KUNIT_EXPECT_TRUE_MSG(test, vma_has_granule(vma, SZ_4G), "case %d", i);
+		KUNIT_EXPECT_EQ_MSG(test, page_granule_orders(vma, 0),
+				    cases[i].folios_contract ?
+				    BIT(PAGE_GRANULE_ORDER) : 0, "case %d", i);
+	}
 }
 
 /* Larger orders stay, smaller ones go, and that of the granule is there. */
@@ -199,10 +245,13 @@ static void accepts(struct kunit *test)
 
 static void orders(struct kunit *test)
 {
+	struct vm_area_struct *vma;
 	unsigned long allowed;
 
+	vma = made_up_vma(test, VMA_DEFAULT_TAGGED, SZ_4G, SZ_4G + SPAN_SIZE);
+
 	for (allowed = 0; allowed < BIT(PMD_ORDER + 1); allowed++) {
-		const unsigned long orders = page_granule_orders(allowed);
+		const unsigned long orders = page_granule_orders(vma, allowed);
 		int order;
 
 		for (order = 0; order <= PMD_ORDER; order++) {
@@ -223,12 +272,13 @@ static void orders(struct kunit *test)
  */
 static void fault_range(struct kunit *test)
 {
-	const unsigned long all = page_granule_orders(BIT(PMD_ORDER) - 1);
-	const unsigned long granule = page_granule_orders(0);
+	unsigned long all, granule;
 	struct vm_area_struct *vma;
 	struct span span = {};
 
 	vma = made_up_vma(test, VMA_DEFAULT_TAGGED, 0, 0);
+	all = page_granule_orders(vma, BIT(PMD_ORDER) - 1);
+	granule = page_granule_orders(vma, 0);
 
 	while (next_span(&span)) {
 		const unsigned long addr = SZ_4G + span.page * PAGE_SIZE;
@@ -261,16 +311,19 @@ static void aligns(struct kunit *test)
 		unsigned long len;
 		bool aligned;
 	} cases[] = {
-		{ 0, false },
 		{ 1, false },
 		{ PAGE_SIZE, false },
 		{ PAGE_GRANULE_SIZE - PAGE_SIZE, false },
 		{ PAGE_GRANULE_SIZE - 1, false },
 		{ PAGE_GRANULE_SIZE, true },
-		{ PAGE_GRANULE_SIZE + 1, true },
-		{ PAGE_GRANULE_SIZE + PAGE_SIZE, true },
+		{ PAGE_GRANULE_SIZE + 1, false },
+		{ PAGE_GRANULE_SIZE + PAGE_SIZE, false },
+		{ 2 * PAGE_GRANULE_SIZE - PAGE_SIZE, false },
+		{ 2 * PAGE_GRANULE_SIZE, true },
 		{ PMD_SIZE, true },
-		{ ULONG_MAX & PAGE_MASK, true },
+		{ PMD_SIZE + PAGE_SIZE, false },
+		{ ULONG_MAX & PAGE_MASK, false },
+		{ ULONG_MAX & PAGE_GRANULE_MASK, true },
 	};
 	const vma_flags_t untagged = EMPTY_VMA_FLAGS;
 	const vma_flags_t tagged = VMA_DEFAULT_TAGGED;
@@ -361,11 +414,18 @@ static void parse_flags(struct kunit *test)
 	}
 }
 
-/* Consecutive addresses are backed by consecutive zero pages, granule by granule. */
+/*
+ * Consecutive addresses are backed by consecutive zero pages, granule by granule, where
+ * a VMA is tagged. Everybody else has one zero page.
+ */
 static void zero_block(struct kunit *test)
 {
 	const unsigned long first = zero_pfn(0);
+	struct vm_area_struct *tagged, *untagged;
 	int i;
+
+	tagged = made_up_vma(test, VMA_DEFAULT_TAGGED, SZ_4G, SZ_4G + SPAN_SIZE);
+	untagged = made_up_vma(test, EMPTY_VMA_FLAGS, SZ_4G, SZ_4G + SPAN_SIZE);
 
 	KUNIT_EXPECT_TRUE(test, IS_ALIGNED(first, PAGE_GRANULE_NR));
 	KUNIT_EXPECT_FALSE(test, is_zero_pfn(first - 1));
@@ -373,14 +433,15 @@ static void zero_block(struct kunit *test)
 
 	for (i = 0; i < SPAN_PAGES; i++) {
 		const unsigned long addr = SZ_4G + i * PAGE_SIZE;
-		const unsigned long pfn = zero_pfn(addr);
-		struct page *page = ZERO_PAGE(addr);
+		const unsigned long pfn = vma_zero_pfn(tagged, addr);
 
 		KUNIT_EXPECT_EQ(test, pfn, first + i % PAGE_GRANULE_NR);
 		KUNIT_EXPECT_TRUE(test, is_zero_pfn(pfn));
-		KUNIT_EXPECT_EQ(test, pfn, page_to_pfn(page));
-		KUNIT_EXPECT_NULL(test, memchr_inv(page_address(page), 0,
-						   PAGE_SIZE));
+		KUNIT_EXPECT_NULL(test, memchr_inv(page_address(pfn_to_page(pfn)),
+						   0, PAGE_SIZE));
+		KUNIT_EXPECT_EQ(test, zero_pfn(addr), first);
+		KUNIT_EXPECT_EQ(test, page_to_pfn(ZERO_PAGE(addr)), first);
+		KUNIT_EXPECT_EQ(test, vma_zero_pfn(untagged, addr), first);
 	}
 }
 
@@ -722,7 +783,7 @@ static void state_zero(struct kunit *test)
 	int i;
 
 	for (i = 0; i < PAGE_GRANULE_NR; i++)
-		ptep[i] = pte_mkspecial(pfn_pte(zero_pfn(i * PAGE_SIZE),
+		ptep[i] = pte_mkspecial(pfn_pte(zero_pfn(0) + i % PAGE_GRANULE_NR,
 						PAGE_READONLY));
 	KUNIT_EXPECT_EQ(test, made_up_state(test, ptep), PAGE_GRANULE_WHOLE);
 
@@ -748,7 +809,7 @@ static void zero_batches(struct kunit *test)
 
 	vma = made_up_vma(test, VMA_DEFAULT_TAGGED, addr, addr + SPAN_SIZE);
 	for (i = 0; i < 2 * PAGE_GRANULE_NR; i++)
-		ptep[i] = pte_mkspecial(pfn_pte(zero_pfn(i * PAGE_SIZE),
+		ptep[i] = pte_mkspecial(pfn_pte(zero_pfn(0) + i % PAGE_GRANULE_NR,
 						PAGE_READONLY));
 	KUNIT_EXPECT_EQ(test, zero_batch(vma, addr, ptep, PAGE_GRANULE_NR),
 			PAGE_GRANULE_NR);
@@ -887,20 +948,26 @@ static void batches(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, batch(vma, addr, ptep, PAGE_GRANULE_NR), 1);
 
 	/*
-	 * The zero pages are alike as well, whether or not KSM has been there.
-	 * They are soft-dirty because pte_mkdirty() makes one so.
+	 * The zero pages are alike as well, unless KSM has been there. They are
+	 * soft-dirty because pte_mkdirty() makes one so.
 	 */
 	vma->flags = VMA_DEFAULT_TAGGED;
 	for (i = 0; i < PAGE_GRANULE_NR; i++) {
-		const pte_t pte = pfn_pte(zero_pfn(i * PAGE_SIZE), PAGE_READONLY);
+		const pte_t pte = pfn_pte(zero_pfn(0) + i % PAGE_GRANULE_NR, PAGE_READONLY);
 
 		ptep[i] = pte_mksoft_dirty(pte_mkspecial(pte));
 	}
 	KUNIT_EXPECT_EQ(test, batch(vma, addr, ptep, PAGE_GRANULE_NR),
 			PAGE_GRANULE_NR);
-	ptep[1] = pte_mkdirty(ptep[1]);
-	KUNIT_EXPECT_EQ(test, batch(vma, addr, ptep, PAGE_GRANULE_NR),
-			PAGE_GRANULE_NR);
+	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		const pte_t pte = ptep[i];
+
+		ptep[i] = pte_mkdirty(pte);
+		KUNIT_EXPECT_EQ_MSG(test, 1,
+				    batch(vma, addr, ptep, PAGE_GRANULE_NR),
+				    "entry %d", i);
+		ptep[i] = pte;
+	}
 }
 
 static void free_block(void *page)
@@ -1094,17 +1161,13 @@ static void expect_broken(struct kunit *test, unsigned long addr,
 	KUNIT_EXPECT_EQ(test, seen.cont, 0);
 }
 
-/*
- * Map anonymous memory. The THP settings of the machine are kept out of it, so
- * that what is populated is what the granule asked for.
- */
+/* Map anonymous memory, less than a huge page of it. */
 static unsigned long map(struct kunit *test, unsigned long addr,
 			 unsigned long len, unsigned long flags)
 {
 	unsigned long ret;
 
 	KUNIT_ASSERT_EQ(test, kunit_attach_mm(), 0);
-	mm_flags_set(MMF_DISABLE_THP_COMPLETELY, current->mm);
 
 	ret = kunit_vm_mmap(test, NULL, addr, len, PROT_READ | PROT_WRITE,
 			    MAP_PRIVATE | MAP_ANONYMOUS | flags, 0);
@@ -1295,6 +1358,187 @@ static void mm_default_bounds_read(struct kunit *test)
 	expect_broken(test, end, 1);
 	expect_whole(test, granule, true);
 	KUNIT_EXPECT_EQ(test, anon_pages(), 0);
+}
+
+/* mmap() of private memory, at an address that there is room at. */
+static long try_map(unsigned long addr, unsigned long len, unsigned long type,
+		    unsigned long flags)
+{
+	const unsigned long ret = vm_mmap(NULL, addr, len,
+					  PROT_READ | PROT_WRITE,
+					  MAP_ANONYMOUS | type | flags, 0);
+
+	if (!IS_ERR_VALUE(ret))
+		vm_munmap(ret, len);
+	return IS_ERR_VALUE(ret) ? (long)ret : 0;
+}
+
+/* A length that would be rounded up is refused, as an address is. */
+static void mm_contract_length(struct kunit *test)
+{
+	const unsigned long addr = map_contract(test);
+	const unsigned long fixed = MAP_GRANULE_64KB | MAP_FIXED;
+	unsigned long len;
+
+	for (len = 1; len <= SPAN_SIZE; len += PAGE_SIZE / 2) {
+		const unsigned long sizes[] = { len, len - 1, len + 1 };
+		int i;
+
+		for (i = 0; i < ARRAY_SIZE(sizes); i++) {
+			const unsigned long size = sizes[i];
+
+			if (IS_ALIGNED(size, PAGE_GRANULE_SIZE))
+				continue;
+			KUNIT_ASSERT_EQ_MSG(test, -EINVAL,
+					    try_map(0, size, MAP_PRIVATE,
+						    MAP_GRANULE_64KB),
+					    "length %lx", size);
+			KUNIT_ASSERT_EQ_MSG(test, -EINVAL,
+					    try_map(addr, size, MAP_PRIVATE,
+						    fixed),
+					    "length %lx", size);
+		}
+	}
+	KUNIT_EXPECT_EQ(test, -EINVAL,
+			try_map(0, ULONG_MAX, MAP_PRIVATE, MAP_GRANULE_64KB));
+	KUNIT_EXPECT_EQ(test, -ENOMEM,
+			try_map(0, ULONG_MAX & PAGE_GRANULE_MASK, MAP_PRIVATE,
+				MAP_GRANULE_64KB));
+	KUNIT_EXPECT_EQ(test, 0,
+			try_map(0, PAGE_GRANULE_SIZE, MAP_PRIVATE,
+				MAP_GRANULE_64KB));
+}
+
+/* The VMA flags of what mmap() has made at an address. */
+static vma_flags_t flags_at(struct kunit *test, unsigned long addr)
+{
+	struct mm_struct *mm = current->mm;
+	struct vm_area_struct *vma;
+	vma_flags_t flags = EMPTY_VMA_FLAGS;
+
+	mmap_read_lock(mm);
+	vma = vma_lookup(mm, addr);
+	if (vma)
+		flags = vma->flags;
+	mmap_read_unlock(mm);
+	KUNIT_ASSERT_NOT_NULL(test, vma);
+	return flags;
+}
+
+/* A stack of a thread is tagged if that is asked for, and then may be whole. */
+static void mm_stack(struct kunit *test)
+{
+	vma_flags_t flags;
+
+	flags = flags_at(test, map(test, 0, SPAN_SIZE,
+				   MAP_STACK | MAP_GRANULE_64KB));
+	KUNIT_EXPECT_TRUE(test, vma_flags_test(&flags, VMA_GRANULE_CONTRACT_BIT));
+	KUNIT_EXPECT_FALSE(test, vma_flags_test(&flags, VMA_NOHUGEPAGE_BIT));
+
+	mm_flags_set(MMF_GRANULE_MMAP, current->mm);
+	flags = flags_at(test, map(test, 0, SPAN_SIZE, 0));
+	KUNIT_EXPECT_TRUE(test, vma_flags_test(&flags, VMA_GRANULE_BIT));
+
+	flags = flags_at(test, map(test, 0, SPAN_SIZE, MAP_STACK));
+	KUNIT_EXPECT_FALSE(test, vma_flags_test(&flags, VMA_GRANULE_BIT));
+	KUNIT_EXPECT_TRUE(test, vma_flags_test(&flags, VMA_NOHUGEPAGE_BIT));
+}
+
+/* Memory that may be dropped is not tagged. */
+static void mm_droppable(struct kunit *test)
+{
+	const vma_flags_t droppable = VMA_DROPPABLE;
+	unsigned long addr;
+	vma_flags_t flags;
+
+	if (vma_flags_empty(&droppable))
+		kunit_skip(test, "needs a 64-bit kernel");
+
+	/* Skips if granules are switched off. */
+	map_contract(test);
+	KUNIT_EXPECT_EQ(test, -EOPNOTSUPP,
+			try_map(0, SPAN_SIZE, MAP_DROPPABLE, MAP_GRANULE_64KB));
+
+	mm_flags_set(MMF_GRANULE_MMAP, current->mm);
+	addr = kunit_vm_mmap(test, NULL, 0, SPAN_SIZE, PROT_READ | PROT_WRITE,
+			     MAP_DROPPABLE | MAP_ANONYMOUS, 0);
+	KUNIT_ASSERT_FALSE(test, IS_ERR_VALUE(addr));
+	flags = flags_at(test, addr);
+	KUNIT_EXPECT_TRUE(test, vma_flags_test(&flags, VMA_DROPPABLE_BIT));
+	KUNIT_EXPECT_FALSE(test, vma_flags_test(&flags, VMA_GRANULE_BIT));
+}
+
+/* An address space of 32 bits is offered no granule, whatever it inherits. */
+static void mm_32bit(struct kunit *test)
+{
+	struct mm_struct *mm;
+	unsigned long task_size;
+	vma_flags_t flags;
+
+	if (!IS_ENABLED(CONFIG_COMPAT))
+		kunit_skip(test, "set CONFIG_COMPAT=y");
+
+	map_contract(test);
+	mm = current->mm;
+	mm_flags_set(MMF_GRANULE_MMAP, mm);
+	task_size = mm->task_size;
+	mm->task_size = SZ_4G;
+
+	KUNIT_EXPECT_EQ(test, -EOPNOTSUPP,
+			try_map(0, SPAN_SIZE, MAP_PRIVATE, MAP_GRANULE_64KB));
+	/* What means nothing does so everywhere. */
+	KUNIT_EXPECT_EQ(test, -EINVAL,
+			try_map(0, PAGE_SIZE, MAP_PRIVATE, MAP_GRANULE_64KB));
+	KUNIT_EXPECT_EQ(test, 0,
+			try_map(0, PAGE_SIZE, MAP_PRIVATE, MAP_GRANULE_4KB));
+	flags = flags_at(test, map(test, 0, SPAN_SIZE, 0));
+	KUNIT_EXPECT_FALSE(test, vma_flags_test(&flags, VMA_GRANULE_BIT));
+
+	mm->task_size = task_size;
+	flags = flags_at(test, map(test, 0, SPAN_SIZE, 0));
+	KUNIT_EXPECT_TRUE(test, vma_flags_test(&flags, VMA_GRANULE_BIT));
+}
+
+/*
+ * Default-tagged mappings whose length is no multiple of a granule are placed
+ * as they are without a tag: each below the one before, so that all are one VMA.
+ */
+static void mm_neighbours_merge(struct kunit *test)
+{
+	const unsigned long len = PAGE_GRANULE_SIZE + 9 * PAGE_SIZE;
+	unsigned long addr, next, first;
+	struct vm_area_struct *vma;
+	struct mm_struct *mm;
+	int i;
+
+	map_contract(test);
+	mm = current->mm;
+	mm_flags_set(MMF_GRANULE_MMAP, mm);
+	first = map(test, 0, len, 0);
+	for (addr = first, i = 1; i < 10; addr = next, i++) {
+		next = map(test, 0, len, 0);
+		KUNIT_ASSERT_EQ(test, len, max(addr, next) - min(addr, next));
+	}
+
+	mmap_read_lock(mm);
+	vma = vma_lookup(mm, first);
+	KUNIT_EXPECT_PTR_EQ(test, vma, vma_lookup(mm, addr));
+	mmap_read_unlock(mm);
+
+	/* One that has a multiple is aligned. */
+	addr = map(test, 0, PAGE_GRANULE_SIZE, 0);
+	KUNIT_EXPECT_TRUE(test, IS_ALIGNED(addr, PAGE_GRANULE_SIZE));
+}
+
+/* A hole that fits exactly is used again. There is none before it that does. */
+static void mm_exact_hole(struct kunit *test)
+{
+	const unsigned long addr = map_contract(test);
+	const unsigned long hole = addr + PAGE_GRANULE_SIZE;
+
+	KUNIT_ASSERT_EQ(test, vm_munmap(hole, PAGE_GRANULE_SIZE), 0);
+	KUNIT_EXPECT_EQ(test, hole,
+			map(test, 0, PAGE_GRANULE_SIZE, MAP_GRANULE_64KB));
 }
 
 /* Who has not asked for a granule, or opted out, gets a page. */
@@ -1637,6 +1881,7 @@ static void mm_migrate(struct kunit *test)
 static struct kunit_case page_granule_cases[] = {
 	KUNIT_CASE(within),
 	KUNIT_CASE(vma_bits),
+	KUNIT_CASE(opt_outs),
 	KUNIT_CASE(congruent),
 	KUNIT_CASE(accepts),
 	KUNIT_CASE(orders),
@@ -1676,6 +1921,12 @@ static struct kunit_case page_granule_cases[] = {
 	KUNIT_CASE(mm_default_bounds),
 	KUNIT_CASE(mm_default_bounds_read),
 	KUNIT_CASE(mm_untagged),
+	KUNIT_CASE(mm_contract_length),
+	KUNIT_CASE(mm_stack),
+	KUNIT_CASE(mm_droppable),
+	KUNIT_CASE(mm_32bit),
+	KUNIT_CASE(mm_neighbours_merge),
+	KUNIT_CASE(mm_exact_hole),
 	KUNIT_CASE(mm_contract_munmap),
 	KUNIT_CASE(mm_default_munmap),
 	KUNIT_CASE(mm_check_range),

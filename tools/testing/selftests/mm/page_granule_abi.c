@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
@@ -24,6 +25,9 @@
 #include "vm_util.h"
 #include "page_granule_util.h"
 
+/* The 64 KiB ABI, which no kernel offers yet. */
+#define SCOPE_ABI	2
+
 #define UID_SETUID	1
 #define UID_CALLER	65534
 
@@ -31,7 +35,6 @@
 struct exec_report {
 	long mmap;
 	long exec;
-	long abi;
 	int tagged;
 	uid_t uid;
 	uid_t euid;
@@ -57,7 +60,6 @@ static int report_main(char **argv)
 
 	report.mmap = granule_get(PR_GRANULE_MMAP);
 	report.exec = granule_get(PR_GRANULE_EXEC);
-	report.abi = granule_get(PR_GRANULE_ABI);
 	report.uid = getuid();
 	report.euid = geteuid();
 	/* PROT_NONE, so that it does not merge with memory of the libc's. */
@@ -126,7 +128,6 @@ FIXTURE_SETUP(page_granule_prctl)
 	ASSERT_EQ(granule_set_enabled(true), 0);
 	ASSERT_EQ(granule_set(PR_GRANULE_MMAP, BASE_SIZE), 0);
 	ASSERT_EQ(granule_set(PR_GRANULE_EXEC, BASE_SIZE), 0);
-	ASSERT_EQ(granule_set(PR_GRANULE_ABI, BASE_SIZE), 0);
 }
 
 FIXTURE_TEARDOWN(page_granule_prctl)
@@ -150,7 +151,6 @@ TEST_F(page_granule_prctl, get_returns_what_was_set)
 	ASSERT_EQ(granule_set(PR_GRANULE_MMAP, BASE_SIZE), 0);
 	ASSERT_EQ(granule_get(PR_GRANULE_MMAP), BASE_SIZE);
 	ASSERT_EQ(granule_get(PR_GRANULE_EXEC), GRANULE_SIZE);
-	ASSERT_EQ(granule_get(PR_GRANULE_ABI), BASE_SIZE);
 }
 
 /* Assert that a size of 0 means 4096 on SET. */
@@ -177,7 +177,7 @@ TEST_F(page_granule_prctl, set_unknown_size)
 	unsigned long scope;
 	size_t i;
 
-	for (scope = PR_GRANULE_MMAP; scope <= PR_GRANULE_ABI; scope++) {
+	for (scope = PR_GRANULE_MMAP; scope <= PR_GRANULE_EXEC; scope++) {
 		for (i = 0; i < ARRAY_SIZE(sizes); i++) {
 			EXPECT_EQ(granule_set(scope, sizes[i]), -EINVAL)
 				TH_LOG("scope %lu size %#lx", scope, sizes[i]);
@@ -190,7 +190,7 @@ TEST_F(page_granule_prctl, set_unknown_size)
 TEST_F(page_granule_prctl, unknown_scope)
 {
 	static const unsigned long scopes[] = {
-		3, 4, 100, -1UL, 1UL << 31, 1UL << 32, (1UL << 32) | 1,
+		2, 3, 100, -1UL, 1UL << 31, 1UL << 32, (1UL << 32) | 1,
 	};
 	size_t i;
 
@@ -211,7 +211,7 @@ TEST_F(page_granule_prctl, unused_arguments)
 	unsigned long scope, val;
 	size_t i;
 
-	for (scope = PR_GRANULE_MMAP; scope <= PR_GRANULE_ABI; scope++) {
+	for (scope = PR_GRANULE_MMAP; scope <= PR_GRANULE_EXEC; scope++) {
 		for (i = 0; i < ARRAY_SIZE(values); i++) {
 			val = values[i];
 			errno = 0;
@@ -234,14 +234,16 @@ TEST_F(page_granule_prctl, unused_arguments)
 	}
 }
 
-/* Assert that the 64 KiB ABI, which no kernel offers yet, is EOPNOTSUPP. */
+/*
+ * Assert that the scope that is reserved for the 64 KiB ABI is EINVAL whatever the
+ * size: a program that could set it would take it for offered.
+ */
 TEST_F(page_granule_prctl, abi_not_offered)
 {
-	ASSERT_EQ(granule_set(PR_GRANULE_ABI, GRANULE_SIZE), -EOPNOTSUPP);
-	ASSERT_EQ(granule_get(PR_GRANULE_ABI), BASE_SIZE);
-	ASSERT_EQ(granule_set(PR_GRANULE_ABI, BASE_SIZE), 0);
-	ASSERT_EQ(granule_set(PR_GRANULE_ABI, 0), 0);
-	ASSERT_EQ(granule_get(PR_GRANULE_ABI), BASE_SIZE);
+	EXPECT_EQ(granule_set(SCOPE_ABI, GRANULE_SIZE), -EINVAL);
+	EXPECT_EQ(granule_set(SCOPE_ABI, BASE_SIZE), -EINVAL);
+	EXPECT_EQ(granule_set(SCOPE_ABI, 0), -EINVAL);
+	EXPECT_EQ(granule_get(SCOPE_ABI), -EINVAL);
 }
 
 /* Assert that enabled=0 makes 65536 EOPNOTSUPP and leaves the rest alone. */
@@ -250,7 +252,7 @@ TEST_F(page_granule_prctl, switched_off)
 	unsigned long scope;
 
 	ASSERT_EQ(granule_set_enabled(false), 0);
-	for (scope = PR_GRANULE_MMAP; scope <= PR_GRANULE_ABI; scope++) {
+	for (scope = PR_GRANULE_MMAP; scope <= PR_GRANULE_EXEC; scope++) {
 		EXPECT_EQ(granule_set(scope, GRANULE_SIZE), -EOPNOTSUPP);
 		EXPECT_EQ(granule_get(scope), BASE_SIZE);
 		EXPECT_EQ(granule_set(scope, BASE_SIZE), 0);
@@ -258,7 +260,7 @@ TEST_F(page_granule_prctl, switched_off)
 		/* What was wrong stays wrong, and is reported as such. */
 		EXPECT_EQ(granule_set(scope, 8192), -EINVAL);
 	}
-	EXPECT_EQ(granule_set(3, GRANULE_SIZE), -EINVAL);
+	EXPECT_EQ(granule_set(SCOPE_ABI, GRANULE_SIZE), -EINVAL);
 
 	ASSERT_EQ(granule_set_enabled(true), 0);
 	ASSERT_EQ(granule_set(PR_GRANULE_MMAP, GRANULE_SIZE), 0);
@@ -344,7 +346,6 @@ TEST_F(page_granule_prctl, exec_scope_starts_programs)
 	ASSERT_EQ(report_after_exec("/proc/self/exe", 0, 0, GRANULE_SIZE, 0, &report), 0);
 	EXPECT_EQ(report.mmap, GRANULE_SIZE);
 	EXPECT_EQ(report.exec, GRANULE_SIZE);
-	EXPECT_EQ(report.abi, BASE_SIZE);
 	EXPECT_EQ(report.tagged, 1);
 
 	ASSERT_EQ(report_after_exec("/proc/self/exe", 0, 0, GRANULE_SIZE, 1, &report), 0);
@@ -472,7 +473,6 @@ TEST_F(page_granule_setid, exec_scope_dropped)
 	ASSERT_EQ(report.euid, variant->mode & 04000 ? UID_SETUID : UID_CALLER);
 	EXPECT_EQ(report.mmap, expected);
 	EXPECT_EQ(report.exec, expected);
-	EXPECT_EQ(report.abi, BASE_SIZE);
 	EXPECT_EQ(report.tagged, !variant->secure);
 }
 
@@ -488,39 +488,49 @@ TEST_F(page_granule_prctl, unprivileged)
 	ASSERT_EQ(granule_get(PR_GRANULE_EXEC), GRANULE_SIZE);
 }
 
-/* Read the PageGranule line of /proc/PID/status, without the newline. */
-static bool read_status(pid_t pid, char *line, size_t len)
+/*
+ * Does /proc/PID/status have both lines, each with one value, and these? Tools read
+ * it by the name before the colon.
+ */
+static bool status_shows(pid_t pid, const char *mmap_line, const char *exec_line)
 {
-	bool found = false;
-	char path[64];
+	unsigned int seen = 0, right = 0;
+	char path[64], line[256];
 	FILE *fp;
 
 	snprintf(path, sizeof(path), "/proc/%d/status", pid);
 	fp = fopen(path, "r");
 	if (!fp)
 		return false;
-	while (!found && fgets(line, len, fp))
-		found = !strncmp(line, "PageGranule:", 12);
+	while (fgets(line, sizeof(line), fp)) {
+		if (strncmp(line, "PageGranule", 11))
+			continue;
+		line[strcspn(line, "\n")] = '\0';
+		seen++;
+		right += !strcmp(line, mmap_line) || !strcmp(line, exec_line);
+		if (right < seen)
+			ksft_print_msg("%d: '%s'\n", pid, line);
+	}
 	fclose(fp);
-	line[strcspn(line, "\n")] = '\0';
-	return found;
+	return seen == 2 && right == 2;
 }
 
-/* Assert that /proc/PID/status shows all three scopes of PID, not the reader. */
+#define MMAP_4		"PageGranule:\t       4 kB"
+#define MMAP_64		"PageGranule:\t      64 kB"
+#define EXEC_4		"PageGranuleExec:\t       4 kB"
+#define EXEC_64		"PageGranuleExec:\t      64 kB"
+
+/* Assert that /proc/PID/status shows both scopes of PID, not the reader. */
 TEST_F(page_granule_prctl, proc_status)
 {
-	char line[128];
 	int status;
 	pid_t pid;
 
-	ASSERT_TRUE(read_status(getpid(), line, sizeof(line)));
-	EXPECT_STREQ(line, "PageGranule:\tmmap 4 kB exec 4 kB abi 4 kB");
+	EXPECT_TRUE(status_shows(getpid(), MMAP_4, EXEC_4));
 	ASSERT_EQ(granule_set(PR_GRANULE_MMAP, GRANULE_SIZE), 0);
-	ASSERT_TRUE(read_status(getpid(), line, sizeof(line)));
-	EXPECT_STREQ(line, "PageGranule:\tmmap 64 kB exec 4 kB abi 4 kB");
+	EXPECT_TRUE(status_shows(getpid(), MMAP_64, EXEC_4));
 	ASSERT_EQ(granule_set(PR_GRANULE_EXEC, GRANULE_SIZE), 0);
-	ASSERT_TRUE(read_status(getpid(), line, sizeof(line)));
-	EXPECT_STREQ(line, "PageGranule:\tmmap 64 kB exec 64 kB abi 4 kB");
+	EXPECT_TRUE(status_shows(getpid(), MMAP_64, EXEC_64));
 
 	pid = fork();
 	ASSERT_GE(pid, 0);
@@ -529,10 +539,8 @@ TEST_F(page_granule_prctl, proc_status)
 		_exit(0);
 	}
 	ASSERT_EQ(granule_set(PR_GRANULE_MMAP, BASE_SIZE), 0);
-	EXPECT_TRUE(read_status(pid, line, sizeof(line)));
-	EXPECT_STREQ(line, "PageGranule:\tmmap 64 kB exec 64 kB abi 4 kB");
-	EXPECT_TRUE(read_status(getpid(), line, sizeof(line)));
-	EXPECT_STREQ(line, "PageGranule:\tmmap 4 kB exec 64 kB abi 4 kB");
+	EXPECT_TRUE(status_shows(pid, MMAP_64, EXEC_64));
+	EXPECT_TRUE(status_shows(getpid(), MMAP_4, EXEC_64));
 	kill(pid, SIGKILL);
 	ASSERT_EQ(waitpid(pid, &status, 0), pid);
 }
@@ -604,7 +612,6 @@ FIXTURE(page_granule_smaps)
 FIXTURE_VARIANT(page_granule_smaps)
 {
 	enum granule_kind kind;
-	unsigned long kernel_page_size;
 	unsigned long granule;
 	bool gr;
 	bool gc;
@@ -613,14 +620,12 @@ FIXTURE_VARIANT(page_granule_smaps)
 FIXTURE_VARIANT_ADD(page_granule_smaps, untagged)
 {
 	.kind = GRANULE_UNTAGGED,
-	.kernel_page_size = 4,
 	.granule = 4,
 };
 
 FIXTURE_VARIANT_ADD(page_granule_smaps, default_tagged)
 {
 	.kind = GRANULE_DEFAULT,
-	.kernel_page_size = 4,
 	.granule = 64,
 	.gr = true,
 };
@@ -628,7 +633,6 @@ FIXTURE_VARIANT_ADD(page_granule_smaps, default_tagged)
 FIXTURE_VARIANT_ADD(page_granule_smaps, contract)
 {
 	.kind = GRANULE_CONTRACT,
-	.kernel_page_size = 64,
 	.granule = 64,
 	.gr = true,
 	.gc = true,
@@ -651,6 +655,25 @@ FIXTURE_SETUP(page_granule_smaps)
 FIXTURE_TEARDOWN(page_granule_smaps)
 {
 	EXPECT_TRUE(granule_invariants_hold());
+	granule_set_enabled(true);
+}
+
+/* The Granule line of the mapping that holds @addr. */
+static unsigned long granule_kb(char *addr)
+{
+	struct granule_smaps smaps;
+
+	if (!granule_read_smaps(getpid(), addr, &smaps) || !smaps.has_granule)
+		return 0;
+	return smaps.granule;
+}
+
+static bool has_flag(char *addr, const char *flag)
+{
+	struct granule_smaps smaps;
+
+	return granule_read_smaps(getpid(), addr, &smaps) &&
+	       granule_has_flag(&smaps, flag);
 }
 
 /* Assert that smaps tells the three kinds of VMA apart. */
@@ -662,7 +685,8 @@ TEST_F(page_granule_smaps, fields)
 	ASSERT_EQ(smaps.start, (unsigned long)self->area);
 	ASSERT_EQ(smaps.end, (unsigned long)self->area + self->len);
 	ASSERT_TRUE(smaps.has_granule);
-	EXPECT_EQ(smaps.kernel_page_size, variant->kernel_page_size);
+	/* In the 4K ABI, whatever it is populated in: others multiply by it. */
+	EXPECT_EQ(smaps.kernel_page_size, 4);
 	EXPECT_EQ(smaps.mmu_page_size, 4);
 	EXPECT_EQ(smaps.granule, variant->granule);
 	EXPECT_EQ(smaps.granule_mapped, 0);
@@ -679,8 +703,80 @@ TEST_F(page_granule_smaps, procmap_page_size)
 
 	ASSERT_EQ(open_self_procmap(&procmap), 0);
 	ASSERT_TRUE(find_vma_procmap(&procmap, self->area));
-	EXPECT_EQ(procmap.query.vma_page_size, variant->kernel_page_size * 1024);
+	EXPECT_EQ(procmap.query.vma_page_size, BASE_SIZE);
 	ASSERT_EQ(close_procmap(&procmap), 0);
+}
+
+/* The first mapping from @addr on that has all of @flags, or 0. */
+static uint64_t query_next(struct procmap_fd *procmap, void *addr, uint64_t flags)
+{
+	memset(&procmap->query, 0, sizeof(procmap->query));
+	procmap->query.size = sizeof(procmap->query);
+	procmap->query.query_flags = flags | PROCMAP_QUERY_COVERING_OR_NEXT_VMA;
+	procmap->query.query_addr = (uintptr_t)addr;
+	if (ioctl(procmap->fd, PROCMAP_QUERY, &procmap->query))
+		return 0;
+	return procmap->query.vma_start;
+}
+
+/* Assert that PROCMAP_QUERY reports both bits, and finds mappings by them. */
+TEST_F(page_granule_smaps, procmap_bits)
+{
+	const uint64_t bits = PROCMAP_GRANULE | PROCMAP_GRANULE_CONTRACT;
+	const uint64_t here = (uintptr_t)self->area;
+	struct procmap_fd procmap;
+
+	ASSERT_EQ(open_self_procmap(&procmap), 0);
+	ASSERT_EQ(query_next(&procmap, self->area, 0), here);
+	EXPECT_EQ(procmap.query.vma_flags & bits,
+		  (variant->gr ? PROCMAP_GRANULE : 0) |
+		  (variant->gc ? PROCMAP_GRANULE_CONTRACT : 0));
+	EXPECT_EQ(query_next(&procmap, self->area, PROCMAP_GRANULE) == here,
+		  variant->gr);
+	EXPECT_EQ(query_next(&procmap, self->area, PROCMAP_GRANULE_CONTRACT) == here,
+		  variant->gc);
+	EXPECT_EQ(query_next(&procmap, self->area, bits) == here, variant->gc);
+	ASSERT_EQ(close_procmap(&procmap), 0);
+}
+
+/*
+ * Assert that Granule is what the mapping is populated in now: where huge pages are
+ * not wanted, default-tagged memory is as if it was not tagged. A contract is one of
+ * whole granules still.
+ */
+TEST_F(page_granule_smaps, opted_out)
+{
+	const unsigned long out = variant->gc ? 64 : 4;
+
+	ASSERT_EQ(madvise(self->area, self->len, MADV_NOHUGEPAGE), 0);
+	EXPECT_EQ(granule_kb(self->area), out);
+	/* The flag stays: advice that is taken back has its effect. */
+	EXPECT_EQ(has_flag(self->area, "gr"), variant->gr);
+	ASSERT_EQ(madvise(self->area, self->len, MADV_HUGEPAGE), 0);
+	EXPECT_EQ(granule_kb(self->area), variant->granule);
+
+	ASSERT_EQ(prctl(PR_SET_THP_DISABLE, 1UL, 0UL, 0UL, 0UL), 0);
+	EXPECT_EQ(granule_kb(self->area), out);
+	ASSERT_EQ(prctl(PR_SET_THP_DISABLE, 0UL, 0UL, 0UL, 0UL), 0);
+	EXPECT_EQ(granule_kb(self->area), variant->granule);
+
+	ASSERT_EQ(granule_set_enabled(false), 0);
+	EXPECT_EQ(granule_kb(self->area), out);
+	ASSERT_EQ(granule_set_enabled(true), 0);
+	EXPECT_EQ(granule_kb(self->area), variant->granule);
+}
+
+/*
+ * Assert that a contract counts as advice where those are exempt that are advised to
+ * use huge pages, and a default does not.
+ */
+TEST_F(page_granule_smaps, except_advised)
+{
+	ASSERT_EQ(prctl(PR_SET_THP_DISABLE, 1UL, PR_THP_DISABLE_EXCEPT_ADVISED, 0UL, 0UL), 0);
+	EXPECT_EQ(granule_kb(self->area), variant->gc ? 64 : 4);
+	ASSERT_EQ(madvise(self->area, self->len, MADV_HUGEPAGE), 0);
+	EXPECT_EQ(granule_kb(self->area), variant->granule);
+	ASSERT_EQ(prctl(PR_SET_THP_DISABLE, 0UL, 0UL, 0UL, 0UL), 0);
 }
 
 /* Assert that GranuleMapped counts the granules touched, and only tagged ones. */

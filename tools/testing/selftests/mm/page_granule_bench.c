@@ -1088,6 +1088,7 @@ static const struct fragment fragments[] = {
 	{ "movable-mthp", &movable, "mTHP 64K", CONFIG_MTHP, THP_DEFRAG_MADVISE },
 	{ "movable-defrag", &movable, "mTHP 64K, defrag", CONFIG_MTHP, THP_DEFRAG_ALWAYS },
 	{ "movable-granule", &movable, "granule", CONFIG_GRANULE, THP_DEFRAG_MADVISE },
+	{ "pinned-4k", &pinned, "4K", CONFIG_4K, THP_DEFRAG_MADVISE },
 	{ "pinned-mthp", &pinned, "mTHP 64K", CONFIG_MTHP, THP_DEFRAG_MADVISE },
 	{ "pinned-defrag", &pinned, "mTHP 64K, defrag", CONFIG_MTHP, THP_DEFRAG_ALWAYS },
 	{ "pinned-granule", &pinned, "granule", CONFIG_GRANULE, THP_DEFRAG_MADVISE },

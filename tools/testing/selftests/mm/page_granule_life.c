@@ -571,7 +571,8 @@ TEST_F(page_granule_cow, zero_runs)
 	ASSERT_TRUE(peer_fork(&self->peer, mem));
 	if (!self->peer.pid) {
 		EXPECT_EQ(mem_zero_runs(mem), mem->nr);
-		EXPECT_EQ(mem_mapped(mem), mem->nr);
+		/* Zeroes are no memory that is mapped. */
+		EXPECT_EQ(mem_mapped(mem), 0);
 		faults = minor_faults();
 		mem_read(mem);
 		EXPECT_LE(minor_faults() - faults, FAULT_SLACK);
@@ -582,7 +583,7 @@ TEST_F(page_granule_cow, zero_runs)
 	}
 	EXPECT_TRUE(peer_end(&self->peer));
 	EXPECT_EQ(mem_zero_runs(mem), mem->nr);
-	EXPECT_EQ(mem_mapped(mem), mem->nr);
+	EXPECT_EQ(mem_mapped(mem), 0);
 	EXPECT_EQ(granule_rss_kb(mem->area, mem_len(mem)), 0);
 	EXPECT_EQ(mem_diff(mem), NO_DIFF);
 	faults = mem_write(mem, 3);
@@ -612,7 +613,7 @@ static void tracee(struct __test_metadata *_metadata, struct mem *mem, enum poke
 	if (state == POKE_OWN)
 		mem_write(mem, 3);
 	EXPECT_EQ(mprotect(mem->area, mem_len(mem), PROT_READ), 0);
-	EXPECT_EQ(mem_mapped(mem), mem->nr);
+	EXPECT_EQ(mem_mapped(mem), state == POKE_ZERO ? 0 : mem->nr);
 	mem_pfns(mem, pfns);
 	ptrace(PTRACE_TRACEME, 0, NULL, NULL);
 	raise(SIGSTOP);
@@ -656,7 +657,7 @@ TEST_F(page_granule_cow, ptrace_poke)
 		ASSERT_EQ(ptrace(PTRACE_CONT, pid, NULL, NULL), 0);
 		EXPECT_TRUE(peer_end(&self->peer));
 		EXPECT_EQ(mem_zero_runs(mem), state == POKE_ZERO ? mem->nr : 0);
-		EXPECT_EQ(mem_mapped(mem), mem->nr);
+		EXPECT_EQ(mem_mapped(mem), state == POKE_ZERO ? 0 : mem->nr);
 		EXPECT_EQ(mem_diff(mem), NO_DIFF);
 	}
 }
@@ -1283,27 +1284,61 @@ static bool stay_on_cpu(void)
 	return !sched_setaffinity(0, sizeof(cpus), &cpus);
 }
 
+/*
+ * What has been split, by reclaim or for want of memory, is formed again on demand.
+ * Pages may be in use for a moment. Returns 0 or a negative errno.
+ */
+static int mem_collapse(struct mem *mem)
+{
+	int i, ret = 0;
+
+	for (i = 0; i < 50; i++) {
+		ret = madvise(mem->area, mem_len(mem), MADV_COLLAPSE) ? -errno : 0;
+		if (ret != -EAGAIN)
+			break;
+		lru_settle();
+		usleep(10 * 1000);
+	}
+	return ret;
+}
+
+/* Wait for all granules to be whole, @seconds at most. */
+static bool mem_wait_whole(struct mem *mem, unsigned int seconds)
+{
+	unsigned int ms;
+
+	for (ms = 0; ms < seconds * 1000; ms += 50) {
+		if (mem_whole(mem) == mem->nr)
+			return true;
+		usleep(50000);
+	}
+	return false;
+}
+
+#define REPAIR_REMEDY	"no control of the repair: mount debugfs"
+
 /* To another node. Returns 0, a negative errno, or that there is none. */
 #define NO_NODES	1
 #define NODES_REMEDY	"one NUMA node: boot with two"
 
-/* As root it may move what others map as well. */
+/*
+ * All pages are named, or only a part of a granule would move. As root it may move
+ * what others map as well.
+ */
 static int move_to_node(struct mem *mem, int node)
 {
+	int nodes[MAX_PAGES], status[MAX_PAGES];
 	void *pages[MAX_PAGES];
-	int nodes[NR_GRANULES], status[MAX_PAGES];
 	unsigned long i;
 
-	for (i = 0; i < mem->nr; i++) {
-		pages[i] = nth(mem->area, i);
+	for (i = 0; i < mem_pages(mem); i++) {
+		pages[i] = mem->area + i * BASE_SIZE;
 		nodes[i] = node;
 	}
-	if (syscall(__NR_move_pages, 0, mem->nr, pages, nodes, status, MPOL_MF_MOVE_ALL))
+	if (syscall(__NR_move_pages, 0, mem_pages(mem), pages, nodes, status, MPOL_MF_MOVE_ALL))
 		return -errno;
 
-	/* Have they moved, all pages of them? */
-	for (i = 0; i < mem_pages(mem); i++)
-		pages[i] = mem->area + i * BASE_SIZE;
+	/* Have they moved, all of them? */
 	if (syscall(__NR_move_pages, 0, mem_pages(mem), pages, NULL, status, 0))
 		return -errno;
 	for (i = 0; i < mem_pages(mem); i++) {
@@ -1935,7 +1970,7 @@ TEST_F(page_granule_swap, shared)
 
 /*
  * Assert that more than fits, written to by several threads while reclaim takes
- * it away, is never out in part and is whole when there is room again.
+ * it away, is never gone in part and is whole again when there is room.
  */
 TEST_F_TIMEOUT(page_granule_swap, thrash, 60)
 {
@@ -1964,8 +1999,10 @@ TEST_F_TIMEOUT(page_granule_swap, thrash, 60)
 	EXPECT_EQ(partial, 0);
 	EXPECT_GT(mem_swapped(&mem), 0);
 
+	/* What there were no slots for in a row, or no room to copy, has been split. */
 	ASSERT_EQ(granule_cg_write(self->cgroup, "memory.max", "max"), 0);
-	mem_read(&mem);
+	EXPECT_EQ(mem_diff(&mem), NO_DIFF);
+	EXPECT_EQ(mem_collapse(&mem), 0);
 	EXPECT_INTACT(&mem);
 	mem_write_pages(&mem, 5);
 	EXPECT_INTACT(&mem);
@@ -2334,40 +2371,78 @@ TEST_F(page_granule_life_fallback, pinned_at_fork)
 	close(gup);
 }
 
-/* Assert that a granule swapped in is complete, and counted as a fallback. */
+/*
+ * Assert that without a folio a fault brings in the page that it is for, that the rest
+ * of the granule stays out until it is asked for, that it is counted as a fallback, and
+ * that the granule is whole the next time that it comes in.
+ */
 TEST_F(page_granule_life_fallback, swap_in)
 {
 	unsigned long swpin = granule_vmstat("granule_swpin");
 	unsigned long fallback = granule_vmstat("granule_swpin_fallback");
 	struct mem *mem = &self->mem;
-	unsigned long cached, whole;
+	unsigned long whole;
 	struct swaps swaps;
 
 	if (!have_swap(&swaps))
 		SKIP(return, SWAP_REMEDY);
 	ASSERT_TRUE(mem_page_out(mem));
-	cached = granule_meminfo_kb("SwapCached") / (GRANULE_SIZE / 1024);
 	granule_fail_order4(true);
 	mem_read(mem);
 	granule_fail_order4(false);
+	/*
+	 * What has not left the swap cache yet, as with disks, needs no memory. How much
+	 * that is nobody tells: SwapCached lags behind. With zram it is none.
+	 */
 	whole = mem_whole(mem);
-	/* What has not left the swap cache yet, as with disks, needs no memory. */
-	EXPECT_LE(whole, cached);
-	EXPECT_PRESENT(mem);
+	if (!strncmp(swaps.path, "/dev/zram", 9))
+		EXPECT_EQ(whole, 0);
+	EXPECT_EQ(mem_present(mem), whole * GRANULE_NR_PAGES + mem->nr - whole);
+	EXPECT_EQ(mem_present(mem) + mem_swapped(mem), mem_pages(mem));
 	EXPECT_EQ(granule_vmstat("granule_swpin") - swpin, whole);
+	EXPECT_EQ(granule_vmstat("granule_swpin_fallback") - fallback, mem->nr - whole);
+	/* The others come in by themselves now, and are what they were. */
+	EXPECT_EQ(mem_diff(mem), NO_DIFF);
+	EXPECT_PRESENT(mem);
 	EXPECT_EQ(granule_vmstat("granule_swpin_fallback") - fallback, mem->nr - whole);
 
 	/* Out and in again, with memory to be had: now there are runs. */
 	ASSERT_TRUE(mem_page_out(mem));
+	lru_settle();
 	mem_write(mem, 2);
 	EXPECT_INTACT(mem);
 	EXPECT_EQ(granule_vmstat("granule_swpin") - swpin, whole + mem->nr);
 	EXPECT_EQ(granule_vmstat("granule_swpin_fallback") - fallback, mem->nr - whole);
 }
 
+/* Assert that what came in page by page is repaired once all of it is there. */
+TEST_F(page_granule_life_fallback, swap_in_repair)
+{
+	struct mem *mem = &self->mem;
+	struct swaps swaps;
+
+	if (!have_swap(&swaps))
+		SKIP(return, SWAP_REMEDY);
+	ASSERT_TRUE(mem_page_out(mem));
+	granule_fail_order4(true);
+	mem_read(mem);
+	granule_fail_order4(false);
+	if (!granule_repair(true))
+		SKIP(return, REPAIR_REMEDY);
+	/* What is out is not brought in for it. */
+	if (!strncmp(swaps.path, "/dev/zram", 9)) {
+		EXPECT_FALSE(mem_wait_whole(mem, 1));
+		EXPECT_EQ(mem_present(mem), mem->nr);
+	}
+	mem_write_pages(mem, 2);
+	EXPECT_TRUE(mem_wait_whole(mem, 20));
+	EXPECT_INTACT(mem);
+	granule_repair(false);
+}
+
 /*
  * Assert that a larger folio, some granules of which were cut, is moved or stays.
- * Migration splits it to granules, and cannot allocate for those either.
+ * Migration splits it, as it does any that it has no memory for.
  */
 TEST_F(page_granule_life_fallback, move_cut_folio)
 {
@@ -2467,21 +2542,6 @@ TEST_F(page_granule_life_fallback, scattered_slots)
 	EXPECT_INTACT(mem);
 }
 
-/* Wait for all granules to be whole, @seconds at most. */
-static bool mem_wait_whole(struct mem *mem, unsigned int seconds)
-{
-	unsigned int ms;
-
-	for (ms = 0; ms < seconds * 1000; ms += 50) {
-		if (mem_whole(mem) == mem->nr)
-			return true;
-		usleep(50000);
-	}
-	return false;
-}
-
-#define REPAIR_REMEDY	"no control of the repair: mount debugfs"
-
 /*
  * Assert that granules of single pages are repaired soon after there is memory,
  * and no sooner: however they came to be of single pages.
@@ -2580,23 +2640,108 @@ TEST_F(page_granule_life_fallback, repair_pinned)
 	close(gup);
 }
 
-/* Assert that MADV_COLLAPSE repairs at once, and only what it is asked to. */
+/* Assert that MADV_COLLAPSE repairs at once, only what it is asked to, and says so. */
 TEST_F(page_granule_life_fallback, repair_on_demand)
 {
 	struct mem *mem = &self->mem;
 
-	/* What it returns is about huge pages, which are switched off. */
 	ASSERT_TRUE(mem_renew(mem));
+	/* There is nothing yet that could be whole. */
+	EXPECT_EQ(madvise(mem->area, mem_len(mem), MADV_COLLAPSE), 0);
 	granule_fail_order4(true);
 	mem_fill(mem, 2);
 	EXPECT_EQ(mem_whole(mem), 0);
-	madvise(mem->area, GRANULE_SIZE, MADV_COLLAPSE);
+	errno = 0;
+	EXPECT_EQ(madvise(mem->area, GRANULE_SIZE, MADV_COLLAPSE), -1);
+	EXPECT_EQ(errno, ENOMEM);
 	EXPECT_EQ(mem_whole(mem), 0);
 	granule_fail_order4(false);
-	madvise(nth(mem->area, 1), 2 * GRANULE_SIZE, MADV_COLLAPSE);
+	EXPECT_EQ(madvise(nth(mem->area, 1), 2 * GRANULE_SIZE, MADV_COLLAPSE), 0);
 	EXPECT_EQ(mem_whole(mem), 2);
-	madvise(mem->area, mem_len(mem), MADV_COLLAPSE);
+	EXPECT_EQ(madvise(mem->area, mem_len(mem), MADV_COLLAPSE), 0);
 	EXPECT_INTACT(mem);
+	/* And that is enough. */
+	EXPECT_EQ(madvise(mem->area, mem_len(mem), MADV_COLLAPSE), 0);
+	EXPECT_INTACT(mem);
+}
+
+/* Assert that MADV_COLLAPSE says of what is pinned that it may be tried again. */
+TEST_F(page_granule_life_fallback, repair_on_demand_pinned)
+{
+	const unsigned int flags = PIN_LONGTERM_TEST_FLAG_USE_WRITE;
+	struct mem *mem = &self->mem;
+	int gup = open(GUP_TEST, O_RDWR);
+
+	if (gup < 0)
+		SKIP(return, "no " GUP_TEST ": set CONFIG_GUP_TEST=y, mount debugfs");
+	ASSERT_TRUE(mem_renew(mem));
+	granule_fail_order4(true);
+	mem_fill(mem, 2);
+	granule_fail_order4(false);
+	ASSERT_EQ(pin(gup, mem, PIN_FIRST, PIN_FIRST + 1, flags), 0);
+	errno = 0;
+	EXPECT_EQ(madvise(mem->area, mem_len(mem), MADV_COLLAPSE), -1);
+	EXPECT_EQ(errno, EAGAIN);
+	EXPECT_EQ(mem_whole(mem), mem->nr - 1);
+	mem_write_pages(mem, 3);
+	EXPECT_TRUE(pin_sees(gup, mem, PIN_FIRST, PIN_FIRST + 1));
+	ASSERT_EQ(ioctl(gup, PIN_LONGTERM_TEST_STOP), 0);
+	EXPECT_EQ(mem_collapse(mem), 0);
+	EXPECT_INTACT(mem);
+	close(gup);
+}
+
+/*
+ * Assert that MADV_COLLAPSE fills no holes: neither what was given back nor the zeroes
+ * that were read there since. What cannot be whole is none of its failures.
+ */
+TEST_F(page_granule_life_fallback, repair_on_demand_holes)
+{
+	struct mem *mem = &self->mem;
+	unsigned long present, i;
+
+	if (variant->kind == GRANULE_CONTRACT)
+		SKIP(return, "a contract granule cannot be cut: see default_tagged");
+	for (i = 0; i < mem->nr; i += 2) {
+		char *hole = nth(mem->area, i) + i % GRANULE_NR_PAGES * BASE_SIZE;
+
+		ASSERT_EQ(madvise(hole, BASE_SIZE, MADV_DONTNEED), 0);
+		memset(mem->model + (hole - mem->area), 0, BASE_SIZE);
+		if (i & 2)
+			FORCE_READ(*hole);
+	}
+	present = mem_present(mem);
+	EXPECT_EQ(present, mem_pages(mem) - mem->nr / 4);
+	EXPECT_EQ(madvise(mem->area, mem_len(mem), MADV_COLLAPSE), 0);
+	EXPECT_EQ(mem_present(mem), present);
+	EXPECT_EQ(mem_whole(mem), mem->nr / 2);
+	EXPECT_EQ(granule_rss_kb(mem->area, mem_len(mem)),
+		  (mem_pages(mem) - mem->nr / 2) * BASE_SIZE / 1024);
+	EXPECT_EQ(mem_diff(mem), NO_DIFF);
+}
+
+/*
+ * Assert that repair leaves locked memory where it is, as vm.compact_unevictable_allowed
+ * may ask for, and that who asks for it by MADV_COLLAPSE gets it.
+ */
+TEST_F(page_granule_life_fallback, repair_locked)
+{
+	struct mem *mem = &self->mem;
+
+	ASSERT_TRUE(mem_renew(mem));
+	granule_fail_order4(true);
+	mem_fill(mem, 2);
+	granule_fail_order4(false);
+	ASSERT_EQ(mlock(mem->area, mem_len(mem)), 0);
+	mem_pfns(mem, self->pfns);
+	if (!granule_repair(true))
+		SKIP(return, REPAIR_REMEDY);
+	EXPECT_FALSE(mem_wait_whole(mem, 2));
+	EXPECT_EQ(mem_moved(mem, self->pfns, 0, mem_pages(mem)), 0);
+	granule_repair(false);
+	EXPECT_EQ(mem_collapse(mem), 0);
+	EXPECT_INTACT(mem);
+	EXPECT_EQ(munlock(mem->area, mem_len(mem)), 0);
 }
 
 /* Shared memory where there is no folio, or none any more. */
@@ -2685,6 +2830,37 @@ TEST_F(page_granule_shared, written)
 	EXPECT_EQ(mem_whole(mem), 0);
 	EXPECT_PRESENT(mem);
 
+	if (!granule_repair(true))
+		SKIP(return, REPAIR_REMEDY);
+	EXPECT_TRUE(mem_wait_whole(mem, 20));
+	granule_repair(false);
+	EXPECT_INTACT(mem);
+	EXPECT_EQ(granule_vmstat("granule_repair") - repaired, mem->nr);
+
+	ASSERT_TRUE(peer_fork(&self->peer, mem));
+	if (!self->peer.pid) {
+		mem_read(mem);
+		EXPECT_INTACT(mem);
+		mem_write(mem, 2);
+		mem_write_pages(mem, 3);
+		_exit(0);
+	}
+	EXPECT_TRUE(peer_end(&self->peer));
+	/* The model is not shared. */
+	mem_write(mem, 2);
+	mem_write_pages(mem, 3);
+	EXPECT_INTACT(mem);
+}
+
+/*
+ * Assert that repair takes nothing from another process that maps the same pages, and
+ * that MADV_COLLAPSE, which somebody asked for, does: it maps them again as a whole.
+ */
+TEST_F(page_granule_shared, mapped_by_others)
+{
+	struct mem *mem = &self->mem;
+
+	mem_fill_single(mem, 1);
 	ASSERT_TRUE(peer_fork(&self->peer, mem));
 	if (!self->peer.pid) {
 		/* Or else it would be brought to one folio here. */
@@ -2693,24 +2869,31 @@ TEST_F(page_granule_shared, written)
 		granule_fail_order4(false);
 		EXPECT_EQ(mem_whole(mem), 0);
 		EXPECT_PRESENT(mem);
-		peer_switch(&self->peer);
-		/* Unmapped here by the repair, and mapped as a whole again. */
+		if (!peer_switch(&self->peer))
+			_exit(1);
+		EXPECT_EQ(mem_present(mem), mem_pages(mem));
+		EXPECT_LE(mem_write_pages(mem, 2), FAULT_SLACK);
+		if (!peer_switch(&self->peer))
+			_exit(1);
+		EXPECT_EQ(mem_present(mem), 0);
 		mem_read(mem);
 		EXPECT_INTACT(mem);
-		mem_write(mem, 2);
 		mem_write_pages(mem, 3);
+		EXPECT_INTACT(mem);
 		_exit(0);
 	}
 	ASSERT_TRUE(peer_wait(&self->peer));
 	if (!granule_repair(true))
 		SKIP(return, REPAIR_REMEDY);
-	EXPECT_TRUE(mem_wait_whole(mem, 20));
+	EXPECT_FALSE(mem_wait_whole(mem, 2));
 	granule_repair(false);
-	EXPECT_INTACT(mem);
-	EXPECT_EQ(granule_vmstat("granule_repair") - repaired, mem->nr);
+	EXPECT_EQ(mem_whole(mem), 0);
+	ASSERT_TRUE(peer_switch(&self->peer));
+	EXPECT_EQ(mem_collapse(mem), 0);
+	EXPECT_EQ(mem_whole(mem), mem->nr);
+	peer_go(&self->peer);
 	EXPECT_TRUE(peer_end(&self->peer));
 	/* The model is not shared. */
-	mem_write(mem, 2);
 	mem_write_pages(mem, 3);
 	EXPECT_INTACT(mem);
 }
@@ -2730,10 +2913,9 @@ TEST_F(page_granule_shared, read)
 	EXPECT_LE(mem_write_pages(mem, 1), FAULT_SLACK);
 	granule_fail_order4(false);
 	EXPECT_PRESENT(mem);
-	/* What it returns is about huge pages, which are switched off. */
-	madvise(nth(mem->area, 1), 2 * GRANULE_SIZE, MADV_COLLAPSE);
+	EXPECT_EQ(madvise(nth(mem->area, 1), 2 * GRANULE_SIZE, MADV_COLLAPSE), 0);
 	EXPECT_EQ(mem_whole(mem), 2);
-	madvise(mem->area, mem_len(mem), MADV_COLLAPSE);
+	EXPECT_EQ(madvise(mem->area, mem_len(mem), MADV_COLLAPSE), 0);
 	EXPECT_INTACT(mem);
 }
 
@@ -2817,14 +2999,14 @@ TEST_F(page_granule_shared, partly_cached)
 }
 
 /*
- * Assert that a granule is not split, and not swapped out, if there are no slots
- * in a row for it: on a device that is too small for any.
+ * Assert that advice to page out is followed also where there are no slots in a row, on a
+ * device that is too small for any, and that what was split for it comes back whole.
  */
 TEST_F(page_granule_shared, no_slots_in_a_row)
 {
 	struct mem *mem = &self->mem;
-	struct mem private = *mem;
-	unsigned int i;
+	unsigned long swpout;
+	struct mem private;
 
 	if (!have_swap(&self->swaps) || self->swaps.nr != 1)
 		SKIP(return, "not one swap device: swapon one, with 64 MiB free");
@@ -2834,26 +3016,23 @@ TEST_F(page_granule_shared, no_slots_in_a_row)
 	ASSERT_TRUE(granule_make_swap(self->dev, 1));
 	ASSERT_EQ(swapoff(self->swaps.path), 0);
 	ASSERT_EQ(swapon(self->dev, 0), 0);
-	mem_fill(mem, 1);
+	/* All of it fits, private and shared. */
+	mem->nr = 6;
+	private = *mem;
 	private.area = granule_mmap(mem->kind, NULL, mem_len(mem), PROT_RW, 0);
 	ASSERT_NE(private.area, MAP_FAILED);
+	mem_fill(mem, 1);
 	mem_fill(&private, 1);
-	for (i = 0; i < 5; i++) {
-		ASSERT_EQ(madvise(mem->area, mem_len(mem), MADV_PAGEOUT), 0);
-		ASSERT_EQ(madvise(private.area, mem_len(mem), MADV_PAGEOUT), 0);
-	}
-	EXPECT_EQ(mem_swapped(&private), 0);
+	swpout = swapped_whole();
+	EXPECT_TRUE(mem_page_out(&private));
+	EXPECT_TRUE(shared_page_out(self->cgroup, mem));
+	EXPECT_EQ(swapped_whole(), swpout);
+
+	lru_settle();
+	mem_read(&private);
 	EXPECT_INTACT(&private);
-	/* Unmapped, but in the page cache as it was. */
 	mem_read(mem);
 	EXPECT_INTACT(mem);
-
-	/* A cgroup that has nothing else to give is another matter. */
-	granule_cg_write(self->cgroup, "memory.reclaim", RECLAIM_ALL);
-	EXPECT_LT(mem_present(&private) + mem_whole(mem) * GRANULE_NR_PAGES,
-		  2 * mem_pages(mem));
-	EXPECT_EQ(mem_diff(&private), NO_DIFF);
-	EXPECT_EQ(mem_diff(mem), NO_DIFF);
 }
 
 /* What moves, protects or ages memory. Returns 0, a negative errno, NO_NODES, or this. */
@@ -2974,6 +3153,8 @@ FIXTURE(page_granule_stage)
 FIXTURE_VARIANT(page_granule_stage)
 {
 	int (*stage)(struct mem *mem);
+	/* May find no memory for a folio, and splits it then, as any other. */
+	bool splits;
 };
 
 FIXTURE_VARIANT_ADD(page_granule_stage, mprotect) { .stage = stage_mprotect };
@@ -2984,7 +3165,7 @@ FIXTURE_VARIANT_ADD(page_granule_stage, madv_cold) { .stage = stage_cold };
 FIXTURE_VARIANT_ADD(page_granule_stage, madv_free) { .stage = stage_free };
 FIXTURE_VARIANT_ADD(page_granule_stage, move_pages) { .stage = stage_move_pages };
 FIXTURE_VARIANT_ADD(page_granule_stage, mbind) { .stage = stage_mbind };
-FIXTURE_VARIANT_ADD(page_granule_stage, compact) { .stage = stage_compact };
+FIXTURE_VARIANT_ADD(page_granule_stage, compact) { .stage = stage_compact, .splits = true };
 
 FIXTURE_SETUP(page_granule_stage)
 {
@@ -2995,9 +3176,30 @@ FIXTURE_TEARDOWN(page_granule_stage)
 	EXPECT_TRUE(granule_invariants_hold());
 }
 
+/*
+ * Write to it after a stage, when it is whole. If the stage may have split granules,
+ * these hold what they did, and are formed again; but nothing that is shared is copied
+ * for that, so all of it is written to first.
+ */
+static void after_stage(struct __test_metadata *_metadata, struct mem *mem, bool splits,
+			char value)
+{
+	if (splits) {
+		EXPECT_PRESENT(mem);
+		mem_write_pages(mem, value);
+		EXPECT_EQ(mem_collapse(mem), 0);
+	} else {
+		EXPECT_INTACT(mem);
+		mem_write(mem, value);
+	}
+	EXPECT_INTACT(mem);
+	mem_write_pages(mem, value + 1);
+	EXPECT_INTACT(mem);
+}
+
 static void go_through(struct __test_metadata *_metadata, struct mem *mem,
 		       enum granule_kind kind, struct peer *peer,
-		       int (*stage)(struct mem *mem))
+		       int (*stage)(struct mem *mem), bool splits)
 {
 	unsigned long partial;
 	int ret;
@@ -3008,9 +3210,7 @@ static void go_through(struct __test_metadata *_metadata, struct mem *mem,
 		ASSERT_TRUE(peer_fork(peer, mem));
 		if (!peer->pid) {
 			peer_switch(peer);
-			EXPECT_INTACT(mem);
-			mem_write_pages(mem, 5);
-			EXPECT_INTACT(mem);
+			after_stage(_metadata, mem, splits, 5);
 			_exit(0);
 		}
 		ASSERT_TRUE(peer_wait(peer));
@@ -3024,9 +3224,7 @@ static void go_through(struct __test_metadata *_metadata, struct mem *mem,
 		SKIP(return, "no compaction: build the kernel with CONFIG_COMPACTION=y");
 	EXPECT_EQ(ret, 0);
 	EXPECT_EQ(to_be_split(), partial);
-	EXPECT_INTACT(mem);
-	mem_write(mem, 4);
-	EXPECT_INTACT(mem);
+	after_stage(_metadata, mem, splits, 3);
 	if (peer)
 		EXPECT_TRUE(peer_end(peer));
 }
@@ -3034,24 +3232,28 @@ static void go_through(struct __test_metadata *_metadata, struct mem *mem,
 /* Assert that contract granules are whole after it, and can be written to. */
 TEST_F(page_granule_stage, contract)
 {
-	go_through(_metadata, &self->mem, GRANULE_CONTRACT, NULL, variant->stage);
+	go_through(_metadata, &self->mem, GRANULE_CONTRACT, NULL, variant->stage,
+		   variant->splits);
 }
 
 /* Assert the same for default-tagged ones. */
 TEST_F(page_granule_stage, default_tagged)
 {
-	go_through(_metadata, &self->mem, GRANULE_DEFAULT, NULL, variant->stage);
+	go_through(_metadata, &self->mem, GRANULE_DEFAULT, NULL, variant->stage,
+		   variant->splits);
 }
 
 /* Assert the same for those that a child shares, in both. */
 TEST_F(page_granule_stage, contract_shared)
 {
-	go_through(_metadata, &self->mem, GRANULE_CONTRACT, &self->peer, variant->stage);
+	go_through(_metadata, &self->mem, GRANULE_CONTRACT, &self->peer, variant->stage,
+		   variant->splits);
 }
 
 TEST_F(page_granule_stage, default_shared)
 {
-	go_through(_metadata, &self->mem, GRANULE_DEFAULT, &self->peer, variant->stage);
+	go_through(_metadata, &self->mem, GRANULE_DEFAULT, &self->peer, variant->stage,
+		   variant->splits);
 }
 
 int main(int argc, char **argv)

@@ -34,6 +34,10 @@
 #endif
 
 /* As for page_granule_util.h: headers may be older than the kernel. */
+#ifndef MAP_DROPPABLE
+#define MAP_DROPPABLE		0x08
+#endif
+
 #ifndef __NR_mseal
 #define __NR_mseal		462
 #endif
@@ -142,46 +146,76 @@ TEST_F(page_granule_flags, base_page_unaligned)
 	EXPECT_FALSE(vma_has_flag(addr, "gr"));
 }
 
-/* Assert that MAP_GRANULE_64KB rounds the length up to a granule. */
-TEST_F(page_granule_flags, length_rounded)
+/*
+ * Assert that MAP_GRANULE_64KB refuses a length that is no multiple of a granule, and
+ * replaces nothing: not what it was asked to, nor what lies behind that.
+ */
+TEST_F(page_granule_flags, length_misaligned)
 {
 	static const size_t lengths[] = {
-		1, BASE_SIZE, GRANULE_SIZE - 1, GRANULE_SIZE, GRANULE_SIZE + 1,
-		3 * GRANULE_SIZE + BASE_SIZE,
+		1, BASE_SIZE, GRANULE_SIZE - BASE_SIZE, GRANULE_SIZE - 1,
+		GRANULE_SIZE + 1, 3 * GRANULE_SIZE + BASE_SIZE,
 	};
-	size_t i, len;
+	const int flags = ANON_FLAGS | MAP_GRANULE_64KB;
+	char *free_addr = nth(self->res, 8), *before, *after;
+	size_t i;
 
+	ASSERT_EQ(granule_mmap(GRANULE_UNTAGGED, self->res, 8 * GRANULE_SIZE, PROT_RW,
+			       MAP_FIXED), self->res);
+	granule_fill(self->res, 8 * GRANULE_SIZE, 1);
+	ASSERT_EQ(munmap(free_addr, 4 * GRANULE_SIZE), 0);
+	before = granule_smaps_text(self->res, self->res_len);
 	for (i = 0; i < ARRAY_SIZE(lengths); i++) {
-		len = granule_round_up(lengths[i]);
-		ASSERT_EQ(mmap(self->res, lengths[i], PROT_RW,
+		EXPECT_EQ(map_error(self->res, lengths[i], PROT_RW, flags | MAP_FIXED,
+				    -1, 0), -EINVAL)
+			TH_LOG("length %#zx", lengths[i]);
+		EXPECT_EQ(map_error(free_addr, lengths[i], PROT_RW,
+				    flags | MAP_FIXED_NOREPLACE, -1, 0), -EINVAL)
+			TH_LOG("length %#zx", lengths[i]);
+		EXPECT_EQ(map_error(NULL, lengths[i], PROT_RW, flags, -1, 0), -EINVAL)
+			TH_LOG("length %#zx", lengths[i]);
+	}
+	after = granule_smaps_text(self->res, self->res_len);
+	EXPECT_TRUE(granule_same_text(before, after));
+	EXPECT_TRUE(granule_check(self->res, 8 * GRANULE_SIZE, 1));
+	free(before);
+	free(after);
+}
+
+/* Assert that a length of whole granules is mapped as it is. */
+TEST_F(page_granule_flags, length_aligned)
+{
+	unsigned long nr;
+
+	for (nr = 1; nr <= 4; nr++) {
+		ASSERT_EQ(mmap(self->res, nr * GRANULE_SIZE, PROT_RW,
 			       ANON_FLAGS | MAP_FIXED | MAP_GRANULE_64KB, -1, 0),
 			  self->res);
-		EXPECT_TRUE(vma_is(&self->procmap, self->res, len))
-			TH_LOG("length %#zx", lengths[i]);
+		EXPECT_TRUE(vma_is(&self->procmap, self->res, nr * GRANULE_SIZE));
 		EXPECT_TRUE(vma_has_flag(self->res, "gc"));
-		/* The tail is there to be used, and the next page is not. */
-		self->res[len - 1] = 1;
-		EXPECT_FALSE(vma_has_flag(self->res + len, "gr"));
-		ASSERT_EQ(mmap(self->res, self->res_len, PROT_NONE,
-			       ANON_FLAGS | MAP_FIXED | MAP_GRANULE_4KB, -1, 0),
-			  self->res);
+		EXPECT_FALSE(vma_has_flag(nth(self->res, nr), "gr"));
+		EXPECT_EQ(munmap(self->res, nr * GRANULE_SIZE), 0);
 	}
 }
 
-/* Assert that lengths that cannot be rounded up or found room for are refused. */
+/* Assert that lengths that there is no room for are refused as on any memory. */
 TEST_F(page_granule_flags, length_limits)
 {
-	static const size_t lengths[] = {
-		-1UL, -BASE_SIZE, -GRANULE_SIZE / 2, -GRANULE_SIZE, 1UL << 62,
+	static const struct {
+		size_t len;
+		int error;
+	} lengths[] = {
+		{ 0, -EINVAL }, { -1UL, -EINVAL }, { -BASE_SIZE, -EINVAL },
+		{ -GRANULE_SIZE / 2, -EINVAL }, { -GRANULE_SIZE, -ENOMEM },
+		{ 1UL << 62, -ENOMEM },
 	};
 	size_t i;
 
-	EXPECT_EQ(map_error(NULL, 0, PROT_RW, ANON_FLAGS | MAP_GRANULE_64KB, -1, 0),
-		  -EINVAL);
 	for (i = 0; i < ARRAY_SIZE(lengths); i++) {
-		EXPECT_EQ(map_error(NULL, lengths[i], PROT_RW,
-				    ANON_FLAGS | MAP_GRANULE_64KB, -1, 0), -ENOMEM)
-			TH_LOG("length %#zx", lengths[i]);
+		EXPECT_EQ(map_error(NULL, lengths[i].len, PROT_RW,
+				    ANON_FLAGS | MAP_GRANULE_64KB, -1, 0),
+			  lengths[i].error)
+			TH_LOG("length %#zx", lengths[i].len);
 	}
 }
 
@@ -224,7 +258,7 @@ TEST_F(page_granule_flags, explicit_over_default)
 
 	for (size = BASE_SIZE; size <= GRANULE_SIZE; size *= GRANULE_NR_PAGES) {
 		ASSERT_EQ(granule_set(PR_GRANULE_MMAP, size), 0);
-		ASSERT_EQ(mmap(self->res, BASE_SIZE, PROT_RW,
+		ASSERT_EQ(mmap(self->res, GRANULE_SIZE, PROT_RW,
 			       ANON_FLAGS | MAP_FIXED | MAP_GRANULE_64KB, -1, 0),
 			  self->res);
 		EXPECT_TRUE(vma_has_flag(self->res, "gr"));
@@ -250,7 +284,7 @@ TEST_F(page_granule_flags, size_bits_alone)
 	EXPECT_FALSE(vma_has_flag(self->res + BASE_SIZE, "gr"));
 }
 
-/* Assert that MAP_FIXED_NOREPLACE sees the mapping the rounded length meets. */
+/* Assert that MAP_FIXED_NOREPLACE sees a mapping anywhere in the granule. */
 TEST_F(page_granule_flags, noreplace)
 {
 	char *addr = self->res;
@@ -261,26 +295,72 @@ TEST_F(page_granule_flags, noreplace)
 
 	/* Free but for the last page of the granule. */
 	ASSERT_EQ(munmap(addr, GRANULE_SIZE - BASE_SIZE), 0);
-	EXPECT_EQ(map_error(addr, BASE_SIZE, PROT_RW,
+	EXPECT_EQ(map_error(addr, GRANULE_SIZE, PROT_RW,
 			    ANON_FLAGS | MAP_FIXED_NOREPLACE | MAP_GRANULE_64KB, -1, 0),
 		  -EEXIST);
 
 	ASSERT_EQ(munmap(addr, GRANULE_SIZE), 0);
-	EXPECT_EQ(mmap(addr, BASE_SIZE, PROT_RW,
+	EXPECT_EQ(mmap(addr, GRANULE_SIZE, PROT_RW,
 		       ANON_FLAGS | MAP_FIXED_NOREPLACE | MAP_GRANULE_64KB, -1, 0), addr);
 	EXPECT_TRUE(vma_is(&self->procmap, addr, GRANULE_SIZE));
 }
 
-/* Assert that enabled=0 refuses the flag, and leaves default mappings untagged. */
+/*
+ * Assert that stacks of threads, which MAP_STACK says are not to have huge pages, are
+ * not tagged by default, and that the explicit flag wins.
+ */
+TEST_F(page_granule_flags, stack)
+{
+	const int flags = ANON_FLAGS | MAP_FIXED | MAP_STACK;
+
+	ASSERT_EQ(granule_set(PR_GRANULE_MMAP, GRANULE_SIZE), 0);
+	ASSERT_EQ(mmap(self->res, GRANULE_SIZE, PROT_RW, flags, -1, 0), self->res);
+	EXPECT_FALSE(vma_has_flag(self->res, "gr"));
+	EXPECT_TRUE(vma_has_flag(self->res, "nh"));
+
+	ASSERT_EQ(mmap(self->res, GRANULE_SIZE, PROT_RW, flags | MAP_GRANULE_64KB, -1, 0),
+		  self->res);
+	EXPECT_TRUE(vma_has_flag(self->res, "gr"));
+	EXPECT_TRUE(vma_has_flag(self->res, "gc"));
+	/* Or it would be of single pages for ever. */
+	EXPECT_FALSE(vma_has_flag(self->res, "nh"));
+}
+
+/* Assert that memory that reclaim may drop page by page is not tagged. */
+TEST_F(page_granule_flags, droppable)
+{
+	const int flags = MAP_DROPPABLE | MAP_ANONYMOUS | MAP_FIXED;
+
+	if (mmap(self->res, GRANULE_SIZE, PROT_RW, flags, -1, 0) != self->res)
+		SKIP(return, "no MAP_DROPPABLE (%s): run on a 64-bit kernel",
+		     strerror(errno));
+	EXPECT_EQ(map_error(self->res, GRANULE_SIZE, PROT_RW, flags | MAP_GRANULE_64KB,
+			    -1, 0), -EOPNOTSUPP);
+	EXPECT_EQ(mmap(self->res, GRANULE_SIZE, PROT_RW, flags | MAP_GRANULE_4KB, -1, 0),
+		  self->res);
+
+	ASSERT_EQ(granule_set(PR_GRANULE_MMAP, GRANULE_SIZE), 0);
+	ASSERT_EQ(mmap(self->res, GRANULE_SIZE, PROT_RW, flags, -1, 0), self->res);
+	EXPECT_TRUE(vma_has_flag(self->res, "dp"));
+	EXPECT_FALSE(vma_has_flag(self->res, "gr"));
+}
+
+/*
+ * Assert that enabled=0 refuses the flag, leaves default mappings untagged, and that
+ * what is tagged already gets no folios: page by page, or 16 pages by contract.
+ */
 TEST_F(page_granule_flags, switched_off)
 {
 	int pagemap = granule_open_pagemap();
-	char *old, *new;
+	char *old, *old_default, *new;
 
 	ASSERT_GE(pagemap, 0);
 	granule_thp_never();
 	old = granule_mmap(GRANULE_CONTRACT, self->res, GRANULE_SIZE, PROT_RW, MAP_FIXED);
 	ASSERT_EQ(old, self->res);
+	old_default = granule_mmap(GRANULE_DEFAULT, nth(self->res, 6), GRANULE_SIZE,
+				   PROT_RW, MAP_FIXED);
+	ASSERT_EQ(old_default, nth(self->res, 6));
 	ASSERT_EQ(granule_set(PR_GRANULE_MMAP, GRANULE_SIZE), 0);
 
 	ASSERT_EQ(granule_set_enabled(false), 0);
@@ -296,16 +376,22 @@ TEST_F(page_granule_flags, switched_off)
 	ASSERT_NE(new, MAP_FAILED);
 	EXPECT_FALSE(vma_has_flag(new, "gr"));
 
-	/* What exists keeps working. */
+	/* What exists keeps working, and stays tagged. */
 	*old = 1;
-	EXPECT_EQ(granule_state(pagemap, old), GRANULE_WHOLE);
+	EXPECT_EQ(granule_state(pagemap, old), GRANULE_BROKEN);
+	EXPECT_EQ(granule_present_pages(pagemap, old, GRANULE_SIZE), GRANULE_NR_PAGES);
 	EXPECT_EQ(munmap(old, BASE_SIZE), -1);
+	*old_default = 1;
+	EXPECT_EQ(granule_present_pages(pagemap, old_default, GRANULE_SIZE), 1);
+	EXPECT_TRUE(vma_has_flag(old_default, "gr"));
 
 	ASSERT_EQ(granule_set_enabled(true), 0);
 	new = mmap(self->res + 4 * GRANULE_SIZE, GRANULE_SIZE, PROT_RW,
 		   ANON_FLAGS | MAP_FIXED, -1, 0);
 	ASSERT_NE(new, MAP_FAILED);
 	EXPECT_TRUE(vma_has_flag(new, "gr"));
+	*new = 1;
+	EXPECT_EQ(granule_state(pagemap, new), GRANULE_WHOLE);
 }
 
 /* Assert that the offset argument, unused for anonymous memory, stays unused. */
@@ -324,7 +410,7 @@ TEST_F(page_granule_flags, shared_anonymous)
 	const int flags = MAP_SHARED | MAP_ANONYMOUS;
 	char *addr;
 
-	addr = mmap(NULL, BASE_SIZE, PROT_RW, flags | MAP_GRANULE_64KB, -1, 0);
+	addr = mmap(NULL, GRANULE_SIZE, PROT_RW, flags | MAP_GRANULE_64KB, -1, 0);
 	ASSERT_NE(addr, MAP_FAILED);
 	EXPECT_TRUE(granule_aligned(addr));
 	EXPECT_TRUE(vma_is(&self->procmap, addr, GRANULE_SIZE));
@@ -332,16 +418,22 @@ TEST_F(page_granule_flags, shared_anonymous)
 	EXPECT_TRUE(vma_has_flag(addr, "gc"));
 	EXPECT_EQ(map_error(self->res + BASE_SIZE, GRANULE_SIZE, PROT_RW,
 			    flags | MAP_FIXED | MAP_GRANULE_64KB, -1, 0), -EINVAL);
+	EXPECT_EQ(map_error(NULL, BASE_SIZE, PROT_RW, flags | MAP_GRANULE_64KB, -1, 0),
+		  -EINVAL);
 
 	ASSERT_EQ(granule_set(PR_GRANULE_MMAP, GRANULE_SIZE), 0);
 	addr = mmap(NULL, GRANULE_SIZE, PROT_RW, flags | MAP_GRANULE_4KB, -1, 0);
 	ASSERT_NE(addr, MAP_FAILED);
 	EXPECT_FALSE(vma_has_flag(addr, "gr"));
-	addr = mmap(NULL, GRANULE_SIZE + BASE_SIZE, PROT_RW, flags, -1, 0);
+	addr = mmap(NULL, 3 * GRANULE_SIZE, PROT_RW, flags, -1, 0);
 	ASSERT_NE(addr, MAP_FAILED);
 	EXPECT_TRUE(granule_aligned(addr));
 	EXPECT_TRUE(vma_has_flag(addr, "gr"));
 	EXPECT_FALSE(vma_has_flag(addr, "gc"));
+	/* Nobody aligns this, but it may be all the same. */
+	addr = mmap(NULL, GRANULE_SIZE + BASE_SIZE, PROT_RW, flags, -1, 0);
+	ASSERT_NE(addr, MAP_FAILED);
+	EXPECT_EQ(vma_has_flag(addr, "gr"), granule_aligned(addr));
 	addr = mmap(self->res + BASE_SIZE, GRANULE_SIZE, PROT_RW, flags | MAP_FIXED, -1, 0);
 	ASSERT_EQ(addr, self->res + BASE_SIZE);
 	EXPECT_FALSE(vma_has_flag(addr, "gr"));
@@ -372,8 +464,9 @@ TEST_F(page_granule_flags, shared_beyond_end)
 	char *addr;
 
 	ASSERT_EQ(granule_set(PR_GRANULE_MMAP, GRANULE_SIZE), 0);
-	addr = mmap(NULL, len, PROT_RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	ASSERT_NE(addr, MAP_FAILED);
+	addr = mmap(self->res, len, PROT_RW, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+	ASSERT_EQ(addr, self->res);
+	/* It has to move, as there is no room, and stays aligned as it was. */
 	addr = mremap(addr, len, 4 * GRANULE_SIZE, MREMAP_MAYMOVE);
 	ASSERT_NE(addr, MAP_FAILED);
 	EXPECT_TRUE(granule_aligned(addr));
@@ -463,6 +556,8 @@ TEST_F(page_granule_file, invalid)
 {
 	EXPECT_EQ(map_error(NULL, GRANULE_SIZE, PROT_READ,
 			    MAP_PRIVATE | MAP_GRANULE_64KB, self->fd, BASE_SIZE), -EINVAL);
+	EXPECT_EQ(map_error(NULL, BASE_SIZE, PROT_READ,
+			    MAP_PRIVATE | MAP_GRANULE_64KB, self->fd, 0), -EINVAL);
 	EXPECT_EQ(map_error(NULL, GRANULE_SIZE, PROT_READ,
 			    MAP_PRIVATE | MAP_GRANULE | (14U << MAP_HUGE_SHIFT), self->fd, 0),
 		  -EINVAL);
@@ -539,12 +634,33 @@ static int check_placement(enum granule_kind kind, size_t len, int flags)
 	return KSFT_PASS;
 }
 
+/*
+ * Default-tagged memory of a length that alignment would leave gaps behind is placed as
+ * if it were not tagged: neighbours merge. A few may fill the holes of others.
+ */
+static int check_merging(size_t len)
+{
+	unsigned int i, beside = 0;
+	char *addr, *last = NULL;
+
+	for (i = 0; i < 64; i++) {
+		addr = granule_mmap(GRANULE_DEFAULT, NULL, len, PROT_RW, MAP_NORESERVE);
+		if (addr == MAP_FAILED)
+			return KSFT_FAIL;
+		beside += last && (addr == last - len || addr == last + len);
+		last = addr;
+	}
+	if (beside >= 56)
+		return KSFT_PASS;
+	fprintf(stderr, "# length %#zx: %u of 63 beside the last one\n", len, beside);
+	return KSFT_FAIL;
+}
+
 static int placement_main(char **argv)
 {
 	static const size_t lengths[] = {
-		GRANULE_SIZE, GRANULE_SIZE + BASE_SIZE, 3 * GRANULE_SIZE,
-		1UL << 20, (1UL << 20) + BASE_SIZE, 2UL << 20, 5UL << 20,
-		(16UL << 20) + 7 * BASE_SIZE,
+		GRANULE_SIZE, 3 * GRANULE_SIZE, 1UL << 20, (1UL << 20) + GRANULE_SIZE,
+		2UL << 20, 5UL << 20, (16UL << 20) + 7 * GRANULE_SIZE,
 	};
 	enum placement_direction wanted = atoi(argv[2]), seen;
 	char *first, *second;
@@ -564,12 +680,11 @@ static int placement_main(char **argv)
 		    check_placement(GRANULE_DEFAULT, lengths[i], 0))
 			return KSFT_FAIL;
 	}
-	if (check_placement(GRANULE_CONTRACT, BASE_SIZE, 0) ||
-	    check_placement(GRANULE_CONTRACT, GRANULE_SIZE - BASE_SIZE, 0))
+	if (check_merging(25 * BASE_SIZE) || check_merging(3 * GRANULE_SIZE + BASE_SIZE))
 		return KSFT_FAIL;
 	/* A search of its own: below 2 GiB (x86 only), and bottom-up. */
 #ifdef MAP_32BIT
-	if (check_placement(GRANULE_CONTRACT, BASE_SIZE, MAP_32BIT) ||
+	if (check_placement(GRANULE_CONTRACT, GRANULE_SIZE, MAP_32BIT) ||
 	    check_placement(GRANULE_DEFAULT, GRANULE_SIZE, MAP_32BIT))
 		return KSFT_FAIL;
 #endif
@@ -625,7 +740,10 @@ FIXTURE_TEARDOWN(page_granule_placement)
 	EXPECT_TRUE(granule_invariants_hold());
 }
 
-/* Assert that the kernel chooses 64 KiB-aligned addresses in every layout. */
+/*
+ * Assert that the kernel chooses 64 KiB-aligned addresses in every layout, where that
+ * leaves no gaps.
+ */
 TEST_F(page_granule_placement, aligned)
 {
 	struct rlimit rlim = { RLIM_INFINITY, RLIM_INFINITY };
@@ -911,6 +1029,21 @@ static int call_shmat(struct arena *arena, char *addr, size_t len, int arg)
 	return ret;
 }
 
+static int call_mlock(struct arena *arena, char *addr, size_t len, int arg)
+{
+	return mlock(addr, len) ? -errno : 0;
+}
+
+static int call_mlock2(struct arena *arena, char *addr, size_t len, int arg)
+{
+	return syscall(__NR_mlock2, addr, len, arg) ? -errno : 0;
+}
+
+static int call_munlock(struct arena *arena, char *addr, size_t len, int arg)
+{
+	return munlock(addr, len) ? -errno : 0;
+}
+
 /* The registration lasts as long as the descriptor, so as long as the test. */
 static int call_uffd_register(struct arena *arena, char *addr, size_t len, int arg)
 {
@@ -1023,6 +1156,22 @@ FIXTURE_VARIANT_ADD(page_granule_range, uffd_register)
 {
 	.call = call_uffd_register,
 	.config = "USERFAULTFD",
+};
+
+FIXTURE_VARIANT_ADD(page_granule_range, mlock)
+{
+	.call = call_mlock,
+};
+
+FIXTURE_VARIANT_ADD(page_granule_range, mlock2)
+{
+	.call = call_mlock2,
+	.arg = MLOCK_ONFAULT,
+};
+
+FIXTURE_VARIANT_ADD(page_granule_range, munlock)
+{
+	.call = call_munlock,
 };
 
 FIXTURE_VARIANT_ADD(page_granule_range, process_madvise)
@@ -1361,26 +1510,34 @@ TEST_F(page_granule_contract, mremap_many_onto_it)
 	free(after);
 }
 
-/* Assert that mlock and munlock round outward to whole contract granules. */
-TEST_F(page_granule_contract, mlock_rounds_outward)
+/*
+ * Assert that mlock() and munlock() take whole granules, and that what is locked stays so
+ * where munlock() is refused: a secret beside the range must not be swapped out.
+ */
+TEST_F(page_granule_contract, mlock_whole)
 {
 	char *base = self->arena.base;
 	char *second = base + GRANULE_SIZE;
 
-	ASSERT_EQ(mlock(second + BASE_SIZE, BASE_SIZE), 0);
-	EXPECT_TRUE(vma_is(&self->procmap, second, GRANULE_SIZE));
+	ASSERT_EQ(mlock(second, 2 * GRANULE_SIZE), 0);
+	EXPECT_TRUE(vma_is(&self->procmap, second, 2 * GRANULE_SIZE));
 	EXPECT_TRUE(vma_has_flag(second, "lo"));
 	EXPECT_FALSE(vma_has_flag(base, "lo"));
-	EXPECT_FALSE(vma_has_flag(second + GRANULE_SIZE, "lo"));
+	EXPECT_FALSE(vma_has_flag(second + 2 * GRANULE_SIZE, "lo"));
 
-	/* Two pages, in two granules. */
-	ASSERT_EQ(mlock(second + GRANULE_SIZE - 1, 2), 0);
+	errno = 0;
+	EXPECT_EQ(munlock(second + 3 * BASE_SIZE, 1), -1);
+	EXPECT_EQ(errno, EINVAL);
+	errno = 0;
+	EXPECT_EQ(munlock(second, GRANULE_SIZE + BASE_SIZE), -1);
+	EXPECT_EQ(errno, EINVAL);
 	EXPECT_TRUE(vma_is(&self->procmap, second, 2 * GRANULE_SIZE));
+	EXPECT_TRUE(vma_has_flag(second, "lo"));
 
-	ASSERT_EQ(munlock(second + 3 * BASE_SIZE, 1), 0);
+	ASSERT_EQ(munlock(second, GRANULE_SIZE), 0);
 	EXPECT_FALSE(vma_has_flag(second, "lo"));
 	EXPECT_TRUE(vma_has_flag(second + GRANULE_SIZE, "lo"));
-	ASSERT_EQ(munlock(second + GRANULE_SIZE + 15 * BASE_SIZE, 1), 0);
+	ASSERT_EQ(munlock(second + GRANULE_SIZE, GRANULE_SIZE), 0);
 	EXPECT_TRUE(vma_is(&self->procmap, base, ARENA_LEN));
 	EXPECT_TRUE(granule_check(base - GRANULE_SIZE, GRANULE_SIZE + ARENA_LEN,
 				  ARENA_SEED));

@@ -461,8 +461,9 @@ static void check_all(const struct actor *actor)
 }
 
 /*
- * A granule that was never cut is populated whole or not at all. The entries are
- * read under the lock that they are set under, so others may fault meanwhile.
+ * A granule of a contract is populated whole or not at all. The entries are read under
+ * the lock that they are set under, so others may fault meanwhile. By default a page is
+ * populated alone where memory is short, or huge pages are not wanted.
  */
 static void look(const struct actor *actor, unsigned long granule)
 {
@@ -471,7 +472,7 @@ static void look(const struct actor *actor, unsigned long granule)
 	unsigned int filled;
 
 	/* Shared memory is populated page by page where there is no folio. */
-	if (!area->strict || area->shared)
+	if (!area->strict || area->shared || area->kind != GRANULE_CONTRACT)
 		return;
 	filled = granule_filled(actor->pagemap, addr);
 	/* Another thread may have cut it since. */

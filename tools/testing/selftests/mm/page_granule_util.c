@@ -13,8 +13,10 @@
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "kselftest.h"
@@ -184,6 +186,16 @@ char *granule_reserve(size_t len)
 	return (char *)granule_round_up(ptr) + GRANULE_SIZE;
 }
 
+/* Memory of the given kind that is aligned, and that merges with no neighbour. */
+char *granule_area(enum granule_kind kind, size_t len, int flags)
+{
+	char *ptr = granule_reserve(len);
+
+	if (ptr && granule_mmap(kind, ptr, len, PROT_RW, MAP_FIXED | flags) != ptr)
+		return NULL;
+	return ptr;
+}
+
 int granule_open_pagemap(void)
 {
 	return open("/proc/self/pagemap", O_RDONLY);
@@ -318,6 +330,60 @@ bool granule_is_zero_run(int pagemap_fd, const void *addr)
 		return false;
 	read_pagemap(pagemap_fd, addr, ent);
 	return pfns_consecutive(ent, &first);
+}
+
+/* How many pages of [addr, addr + len) map zeroes that are shared? */
+unsigned long granule_zero_pages(int pagemap_fd, const void *addr, size_t len)
+{
+	struct page_region regions[256];
+	struct pm_scan_arg arg = {
+		.size = sizeof(arg),
+		.start = (uintptr_t)addr,
+		.end = (uintptr_t)addr + len,
+		.vec = (uintptr_t)regions,
+		.vec_len = 256,
+		.category_mask = PAGE_IS_PFNZERO | PAGE_IS_PRESENT,
+		.return_mask = PAGE_IS_PFNZERO,
+	};
+	unsigned long nr = 0;
+	long i, found;
+
+	found = ioctl(pagemap_fd, PAGEMAP_SCAN, &arg);
+	if (found < 0 || arg.walk_end != arg.end)
+		ksft_exit_fail_msg("PAGEMAP_SCAN failed\n");
+	for (i = 0; i < found; i++)
+		nr += (regions[i].end - regions[i].start) / BASE_SIZE;
+	return nr;
+}
+
+/* Give a page back and take it again: the granule is all there, and broken. */
+bool granule_break(char *granule, unsigned long page)
+{
+	if (madvise(granule + page * BASE_SIZE, BASE_SIZE, MADV_DONTNEED))
+		return false;
+	granule[page * BASE_SIZE] = 1;
+	return true;
+}
+
+double granule_now(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec + ts.tv_nsec / 1e9;
+}
+
+/* In how many seconds is the granule whole? Negative if not before @limit. */
+double granule_until_whole(int pagemap_fd, const char *granule, double limit)
+{
+	double start = granule_now();
+
+	while (granule_state(pagemap_fd, granule) != GRANULE_WHOLE) {
+		if (granule_now() - start > limit)
+			return -1;
+		usleep(20 * 1000);
+	}
+	return granule_now() - start;
 }
 
 /* Where the "start-end perms ..." line that opens a VMA puts its bounds. */
@@ -565,6 +631,15 @@ void granule_fail_nowait(bool nowait)
 		granule_write(FAIL_DIR "ignore-gfp-wait", "N");
 }
 
+/* Let allocations of this order and above fail, instead of order 4. */
+void granule_fail_min_order(unsigned int order)
+{
+	char text[16];
+
+	snprintf(text, sizeof(text), "%u", order);
+	granule_write(FAIL_DIR "min-order", text);
+}
+
 void granule_fail_restore(struct granule_fail *fail)
 {
 	char path[PATH_MAX];
@@ -625,34 +700,46 @@ bool granule_two_nodes(void)
 	return !strncmp(nodes, "0-", 2) || !strncmp(nodes, "0,1", 3);
 }
 
-/* Which node is each of @nr granules on, or, with @nodes, do move them there? */
-static bool move_granules(char *area, unsigned long nr, const int *nodes, int *status)
+/*
+ * move_pages() of @nr pages in a row; without @nodes it only tells where they are.
+ * A page that is not memory of the process has a negative errno for its status.
+ */
+long granule_move_pages(char *area, unsigned long nr, const int *nodes, int *status)
 {
 	void **pages = calloc(nr, sizeof(*pages));
 	unsigned long i;
 	long ret;
 
 	if (!pages)
-		return false;
+		return -ENOMEM;
 	for (i = 0; i < nr; i++)
-		pages[i] = area + i * GRANULE_SIZE;
+		pages[i] = area + i * BASE_SIZE;
 	ret = syscall(__NR_move_pages, 0, nr, pages, nodes, status, MPOL_MF_MOVE);
+	if (ret < 0)
+		ret = -errno;
 	free(pages);
-	return !ret;
+	return ret;
 }
 
-/* How many of @nr granules are on @node, to which they are moved if @move? */
+/*
+ * How many of @nr granules are on @node, all pages of them, to which they are moved if
+ * @move? All pages are named, or only a part of a granule would be moved.
+ */
 unsigned long granule_on_node(char *area, unsigned long nr, int node, bool move)
 {
-	int *nodes = calloc(2 * nr, sizeof(*nodes)), *status = nodes + nr;
-	unsigned long i, here = 0;
+	const unsigned long nr_pages = nr * GRANULE_NR_PAGES;
+	int *nodes = calloc(2 * nr_pages, sizeof(*nodes)), *status = nodes + nr_pages;
+	unsigned long i, n = 0, here = 0;
 
-	for (i = 0; nodes && i < nr; i++)
+	for (i = 0; nodes && i < nr_pages; i++)
 		nodes[i] = node;
-	if (nodes && (!move || move_granules(area, nr, nodes, status)) &&
-	    move_granules(area, nr, NULL, status)) {
-		for (i = 0; i < nr; i++)
-			here += status[i] == node;
+	if (nodes && (!move || !granule_move_pages(area, nr_pages, nodes, status)) &&
+	    !granule_move_pages(area, nr_pages, NULL, status)) {
+		for (i = 0; i < nr_pages; i++) {
+			n = i % GRANULE_NR_PAGES ? n : 0;
+			n += status[i] == node;
+			here += n == GRANULE_NR_PAGES;
+		}
 	}
 	free(nodes);
 	return here;
@@ -714,6 +801,103 @@ bool granule_find_cgroup2(char *path)
 			!strcmp(type, "cgroup2");
 	fclose(fp);
 	return found;
+}
+
+/* Returns false where a process could not be put there, or nothing be limited. */
+bool granule_cg_create(struct granule_cg *cg)
+{
+	char path[2 * PATH_MAX];
+
+	*cg->dir = 0;
+	if (!granule_find_cgroup2(cg->root))
+		return false;
+	snprintf(cg->dir, sizeof(cg->dir), "%s/page_granule.%d", cg->root, getpid());
+	snprintf(path, sizeof(path), "%s/memory.max", cg->dir);
+	if (mkdir(cg->dir, 0755) && errno != EEXIST) {
+		*cg->dir = 0;
+		return false;
+	}
+	if (!access(path, W_OK))
+		return true;
+	granule_cg_remove(cg);
+	return false;
+}
+
+/* The caller may be in it; others have to be gone. */
+void granule_cg_remove(struct granule_cg *cg)
+{
+	int i;
+
+	if (!*cg->dir)
+		return;
+	granule_cg_write(cg->root, "cgroup.procs", "0");
+	/* A process that has been waited for may take a while to leave. */
+	for (i = 0; i < 50 && rmdir(cg->dir); i++)
+		usleep(20 * 1000);
+	*cg->dir = 0;
+}
+
+/* The number after "key " in a file of lines, or the file's own if no @key. */
+long granule_cg_read(const char *dir, const char *name, const char *key)
+{
+	const size_t len = key ? strlen(key) : 0;
+	char path[2 * PATH_MAX], line[256];
+	long val = -1;
+	FILE *fp;
+
+	snprintf(path, sizeof(path), "%s/%s", dir, name);
+	fp = fopen(path, "r");
+	if (!fp)
+		return -1;
+	while (val < 0 && fgets(line, sizeof(line), fp)) {
+		if (!key)
+			val = atol(line);
+		else if (!strncmp(line, key, len) && line[len] == ' ')
+			val = atol(line + len + 1);
+	}
+	fclose(fp);
+	return val;
+}
+
+/*
+ * Settings that granule_save_settings() knows nothing of, put back when the
+ * program ends. To be called before the harness starts.
+ */
+#define MAX_SETTINGS	16
+
+static struct setting {
+	const char *path;
+	char saved[32];
+} settings[MAX_SETTINGS];
+static unsigned int nr_settings;
+
+static void restore_all_settings(void)
+{
+	while (nr_settings--)
+		granule_write(settings[nr_settings].path, settings[nr_settings].saved);
+}
+
+/* Returns false where there is no such setting. */
+bool granule_save_setting(const char *path)
+{
+	struct setting *setting = &settings[nr_settings];
+
+	if (nr_settings == MAX_SETTINGS)
+		ksft_exit_fail_msg("too many settings\n");
+	if (read_file(path, setting->saved, sizeof(setting->saved)) <= 0)
+		return false;
+	setting->path = path;
+	if (!nr_settings++)
+		atexit(restore_all_settings);
+	return true;
+}
+
+bool granule_child_ends(pid_t pid)
+{
+	int status;
+
+	return waitpid(pid, &status, 0) == pid && WIFEXITED(status) &&
+	       !WEXITSTATUS(status);
 }
 
 #define ZRAM_CONTROL	"/sys/class/zram-control/"

@@ -6,6 +6,7 @@
 #ifndef __PAGE_GRANULE_UTIL_H__
 #define __PAGE_GRANULE_UTIL_H__
 
+#include <limits.h>
 #include <linux/mman.h>
 #include <linux/prctl.h>
 #include <stdbool.h>
@@ -23,7 +24,6 @@
 #define PR_GET_PAGE_GRANULE	0x47504752
 # define PR_GRANULE_MMAP	0
 # define PR_GRANULE_EXEC	1
-# define PR_GRANULE_ABI		2
 #endif
 
 #ifndef MAP_HUGE_SHIFT
@@ -31,10 +31,14 @@
 #endif
 
 #ifndef MAP_GRANULE
-#define MAP_GRANULE		0x200000
+#define MAP_GRANULE		0x400000
 #define MAP_GRANULE_4KB		(MAP_GRANULE | (12U << MAP_HUGE_SHIFT))
 #define MAP_GRANULE_64KB	(MAP_GRANULE | (16U << MAP_HUGE_SHIFT))
 #endif
+
+/* PROCMAP_QUERY_VMA_GRANULE and _CONTRACT, which no #ifdef tells from older ones. */
+#define PROCMAP_GRANULE			0x40
+#define PROCMAP_GRANULE_CONTRACT	0x80
 
 #define BASE_SIZE		4096UL
 #define GRANULE_SIZE		65536UL
@@ -95,6 +99,15 @@ struct granule_fail {
 	char saved[GRANULE_FAIL_KNOBS][32];
 };
 
+/* A cgroup of the test's own. */
+struct granule_cg {
+	char root[PATH_MAX];
+	char dir[PATH_MAX + 32];
+};
+
+#define GRANULE_CG_REMEDY \
+	"no memory cgroup: mount cgroup2, with memory in cgroup.subtree_control"
+
 /* The n-th granule of an area, and a byte in it: another page each time. */
 static inline char *nth(char *area, unsigned long n)
 {
@@ -120,6 +133,7 @@ int granule_set_enabled(bool enabled);
 void *granule_mmap(enum granule_kind kind, void *addr, size_t len, int prot,
 		   int flags);
 char *granule_reserve(size_t len);
+char *granule_area(enum granule_kind kind, size_t len, int flags);
 
 int granule_open_pagemap(void);
 enum granule_state granule_state(int pagemap_fd, const void *addr);
@@ -129,6 +143,10 @@ unsigned long granule_count(int pagemap_fd, const void *addr, size_t len,
 unsigned long granule_present_pages(int pagemap_fd, const void *addr,
 				    size_t len);
 bool granule_is_zero_run(int pagemap_fd, const void *addr);
+unsigned long granule_zero_pages(int pagemap_fd, const void *addr, size_t len);
+bool granule_break(char *granule, unsigned long page);
+double granule_until_whole(int pagemap_fd, const char *granule, double limit);
+double granule_now(void);
 
 bool granule_read_smaps(pid_t pid, const void *addr, struct granule_smaps *smaps);
 bool granule_has_flag(const struct granule_smaps *smaps, const char *flag);
@@ -144,6 +162,7 @@ bool granule_invariants_hold(void);
 bool granule_fail_prepare(struct granule_fail *fail);
 void granule_fail_order4(bool fail);
 void granule_fail_nowait(bool nowait);
+void granule_fail_min_order(unsigned int order);
 void granule_fail_restore(struct granule_fail *fail);
 
 int granule_uffd_open(uint64_t features);
@@ -153,11 +172,18 @@ void granule_kill_idle(pid_t pid);
 
 bool granule_two_nodes(void);
 unsigned long granule_on_node(char *area, unsigned long nr, int node, bool move);
+long granule_move_pages(char *area, unsigned long nr, const int *nodes, int *status);
 
 int granule_write(const char *path, const char *text);
 unsigned long granule_meminfo_kb(const char *name);
 int granule_cg_write(const char *dir, const char *name, const char *text);
 bool granule_find_cgroup2(char *path);
+bool granule_cg_create(struct granule_cg *cg);
+void granule_cg_remove(struct granule_cg *cg);
+long granule_cg_read(const char *dir, const char *name, const char *key);
+
+bool granule_save_setting(const char *path);
+bool granule_child_ends(pid_t pid);
 
 void granule_zram_create(char *dev, size_t size, unsigned int megabytes);
 void granule_zram_remove(const char *dev);

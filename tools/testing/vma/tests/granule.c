@@ -80,6 +80,12 @@ void page_granule_split_vma(struct vm_area_struct *vma, unsigned long addr)
 		granules_cut |= BIT(block / SZ_64K);
 }
 
+/* Custom: the program says nothing about huge pages but for this VMA. */
+bool vma_granule_folios(struct vm_area_struct *vma)
+{
+	return !vma_test(vma, VMA_NOHUGEPAGE_BIT);
+}
+
 /* The model: the VMAs of an address space, in the order of their addresses. */
 struct layout {
 	struct layout_vma {
@@ -984,10 +990,11 @@ enum below_stack {
 
 /*
  * Touch a page below a stack. Assert that a tagged one grows to the start of
- * the granule. If that leads too far, a default-tagged stack grows to the page
- * as its untagged twin does, which a contract VMA cannot.
+ * the granule. If that leads too far, or the program does not want huge pages
+ * there, a default-tagged stack grows to the page as its untagged twin does. A
+ * contract VMA cannot.
  */
-static bool __test_granule_stack(int kind, unsigned long start,
+static bool __test_granule_stack(int kind, bool nohuge, unsigned long start,
 				 enum below_stack below, unsigned long limit,
 				 unsigned long addr)
 {
@@ -999,7 +1006,8 @@ static bool __test_granule_stack(int kind, unsigned long start,
 	struct vm_area_struct *vma;
 	unsigned long want = addr;
 
-	if (kind_tagged(kind) && block >= limit)
+	if (kind_tagged(kind) && (kind_contract(kind) || !nohuge) &&
+	    block >= limit)
 		want = block;
 	else if (kind_contract(kind) || addr < limit)
 		want = start;
@@ -1019,6 +1027,8 @@ static bool __test_granule_stack(int kind, unsigned long start,
 	}
 
 	vma_flags_set(&flags, VMA_GROWSDOWN_BIT);
+	if (nohuge)
+		vma_flags_set(&flags, VMA_NOHUGEPAGE_BIT);
 	vma = alloc_and_link_vma(&mm, start, end, start >> PAGE_SHIFT, flags);
 	ASSERT_NE(vma, NULL);
 	vma_set_dummy_anon_vma(vma, &avc);
@@ -1048,9 +1058,11 @@ static bool granule_stack_all(int kind, unsigned long start,
 	unsigned long addr = below == BELOW_IS_MAPPED ? 0x2f0000 : limit;
 
 	for (; addr < start; addr += PAGE_SIZE) {
-		const bool ok = __test_granule_stack(kind, start, below, limit,
-						     addr);
+		bool ok = __test_granule_stack(kind, false, start, below, limit,
+					       addr);
 
+		ok = ok && __test_granule_stack(kind, true, start, below, limit,
+						addr);
 		__ASSERT_TRUE(ok, " (kind %d from %lx to %lx, %d until %lx)",
 			      kind, start, addr, below, limit);
 	}
@@ -1117,21 +1129,17 @@ static bool test_granule_mmap_region(void)
 	return true;
 }
 
-/*
- * A contract VMA is modified in units of 64 KiB, but mapped by base pages. In
- * any other the two sizes are the same.
- */
+/* Assert that what is mapped by base pages is reported to be so. */
 static bool test_granule_pagesize(void)
 {
 	struct vm_area_struct vma = {};
+	int i;
 
-	vma.flags = granule_flags(GRANULE_CONTRACT);
-	ASSERT_EQ(vma_kernel_pagesize(&vma), PAGE_GRANULE_SIZE);
-	ASSERT_EQ(vma_mmu_pagesize(&vma), PAGE_SIZE);
-
-	vma.flags = granule_flags(GRANULE_DEFAULT);
-	ASSERT_EQ(vma_kernel_pagesize(&vma), PAGE_SIZE);
-	ASSERT_EQ(vma_mmu_pagesize(&vma), PAGE_SIZE);
+	for (i = 0; i < NUM_KINDS; i++) {
+		vma.flags = granule_flags(granule_kinds[i]);
+		ASSERT_EQ(vma_kernel_pagesize(&vma), PAGE_SIZE);
+		ASSERT_EQ(vma_mmu_pagesize(&vma), PAGE_SIZE);
+	}
 	return true;
 }
 

@@ -1,0 +1,1268 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Page granule: what programs say is respected. Advice against huge pages, what is
+ * given back, policies and calls for a part of a granule, monitors, refusals, and
+ * who never asked for granules.
+ */
+#define _GNU_SOURCE
+#include "kselftest_harness.h"
+#include <asm-generic/mman.h> /* Force the import of the tools version. */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <linux/mempolicy.h>
+#include <linux/prctl.h>
+#include <linux/userfaultfd.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/auxv.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "hugepage_settings.h"
+#include "vm_util.h"
+#include "page_granule_util.h"
+
+#define MB		(1024 * 1024UL)
+#define NR_GRANULES	4UL
+#define NR_PAGES	(NR_GRANULES * GRANULE_NR_PAGES)
+#define AREA_LEN	(NR_GRANULES * GRANULE_SIZE)
+
+#define KSM_SYSFS	"/sys/kernel/mm/ksm/"
+#define NUMA_REMEDY	"not two nodes with memory: boot with numa=fake=2"
+#define SWAP_REMEDY	"no swap: swapon a device with 64 MiB free"
+#define UFFD_REMEDY	"no userfaultfd for it: build the kernel with CONFIG_USERFAULTFD=y"
+
+#ifndef PR_THP_DISABLE_EXCEPT_ADVISED
+#define PR_THP_DISABLE_EXCEPT_ADVISED	2
+#endif
+#ifndef MAP_DROPPABLE
+#define MAP_DROPPABLE	0x08
+#endif
+
+static char *page_at(char *area, unsigned long page)
+{
+	return area + page * BASE_SIZE;
+}
+
+static unsigned long present_in(int pagemap, const char *granule)
+{
+	return granule_present_pages(pagemap, granule, GRANULE_SIZE);
+}
+
+static unsigned long pfn_of(int pagemap, char *area, unsigned long page)
+{
+	return pagemap_get_pfn(pagemap, page_at(area, page));
+}
+
+static void start_afresh(struct __test_metadata *_metadata, int *pagemap)
+{
+	ASSERT_EQ(granule_set_enabled(true), 0);
+	ASSERT_EQ(granule_set(PR_GRANULE_MMAP, BASE_SIZE), 0);
+	granule_thp_never();
+	*pagemap = granule_open_pagemap();
+	ASSERT_GE(*pagemap, 0);
+}
+
+/* How many of @nr pages have the one page of zeroes that untagged memory has? */
+static unsigned long one_zero_page(int pagemap, char *area, unsigned long nr)
+{
+	char *untagged = granule_area(GRANULE_UNTAGGED, BASE_SIZE, 0);
+	unsigned long i, zero, same = 0;
+
+	if (!untagged)
+		return ULONG_MAX;
+	FORCE_READ(*untagged);
+	zero = pfn_of(pagemap, untagged, 0);
+	for (i = 0; i < nr; i++)
+		same += pfn_of(pagemap, area, i) == zero;
+	munmap(untagged, BASE_SIZE);
+	return same;
+}
+
+/* Advice and switches that make default-tagged memory behave as untagged. */
+static int out_by_advice(char *area, bool out)
+{
+	return madvise(area, AREA_LEN, out ? MADV_NOHUGEPAGE : MADV_HUGEPAGE);
+}
+
+static int out_by_prctl(char *area, bool out)
+{
+	return prctl(PR_SET_THP_DISABLE, out, 0, 0, 0);
+}
+
+static int out_but_advised(char *area, bool out)
+{
+	return prctl(PR_SET_THP_DISABLE, out, out ? PR_THP_DISABLE_EXCEPT_ADVISED : 0, 0, 0);
+}
+
+static int out_by_switch(char *area, bool out)
+{
+	return granule_set_enabled(!out);
+}
+
+FIXTURE(page_granule_out)
+{
+	char *tagged;
+	char *contract;
+	int pagemap;
+};
+
+FIXTURE_VARIANT(page_granule_out)
+{
+	int (*opt)(char *area, bool out);
+	bool contract_advised;
+};
+
+FIXTURE_VARIANT_ADD(page_granule_out, advice)
+{
+	.opt = out_by_advice,
+};
+
+FIXTURE_VARIANT_ADD(page_granule_out, thp_disable)
+{
+	.opt = out_by_prctl,
+};
+
+FIXTURE_VARIANT_ADD(page_granule_out, except_advised)
+{
+	.opt = out_but_advised,
+	.contract_advised = true,
+};
+
+FIXTURE_VARIANT_ADD(page_granule_out, enabled)
+{
+	.opt = out_by_switch,
+};
+
+FIXTURE_SETUP(page_granule_out)
+{
+	start_afresh(_metadata, &self->pagemap);
+	self->tagged = granule_area(GRANULE_DEFAULT, AREA_LEN, 0);
+	self->contract = granule_area(GRANULE_CONTRACT, AREA_LEN, 0);
+	ASSERT_NE(self->tagged, NULL);
+	ASSERT_NE(self->contract, NULL);
+}
+
+FIXTURE_TEARDOWN(page_granule_out)
+{
+	granule_repair(false);
+	EXPECT_EQ(granule_set_enabled(true), 0);
+	EXPECT_TRUE(granule_invariants_hold());
+}
+
+static unsigned long granule_kb(const char *area)
+{
+	struct granule_smaps smaps;
+
+	if (!granule_read_smaps(getpid(), area, &smaps) || !smaps.has_granule ||
+	    !granule_has_flag(&smaps, "gr"))
+		return 0;
+	return smaps.granule;
+}
+
+/* Assert that faults populate single pages, until that is taken back. */
+TEST_F(page_granule_out, faults)
+{
+	ASSERT_EQ(granule_kb(self->tagged), 64);
+	ASSERT_EQ(variant->opt(self->tagged, true), 0);
+	EXPECT_EQ(granule_kb(self->tagged), 4);
+	*page_at(self->tagged, 5) = 1;
+	EXPECT_EQ(present_in(self->pagemap, self->tagged), 1);
+	EXPECT_TRUE(pagemap_is_populated(self->pagemap, page_at(self->tagged, 5)));
+
+	ASSERT_EQ(variant->opt(self->tagged, false), 0);
+	EXPECT_EQ(granule_kb(self->tagged), 64);
+	*nth(self->tagged, 1) = 1;
+	EXPECT_EQ(granule_state(self->pagemap, nth(self->tagged, 1)), GRANULE_WHOLE);
+}
+
+/* Assert that reads map the one zero page, and a write then one page. */
+TEST_F(page_granule_out, reads)
+{
+	ASSERT_EQ(variant->opt(self->tagged, true), 0);
+	FORCE_READ(*page_at(self->tagged, 5));
+	FORCE_READ(*page_at(self->tagged, 6));
+	EXPECT_EQ(present_in(self->pagemap, self->tagged), 2);
+	EXPECT_EQ(one_zero_page(self->pagemap, page_at(self->tagged, 5), 2), 2);
+	*page_at(self->tagged, 5) = 1;
+	EXPECT_EQ(present_in(self->pagemap, self->tagged), 2);
+	EXPECT_EQ(granule_zero_pages(self->pagemap, self->tagged, GRANULE_SIZE), 1);
+}
+
+/* Assert that a write after fork copies one page. */
+TEST_F(page_granule_out, copies)
+{
+	unsigned long i, copied = 0;
+	pid_t pid;
+
+	memset(self->tagged, 1, AREA_LEN);
+	ASSERT_EQ(granule_state(self->pagemap, self->tagged), GRANULE_WHOLE);
+	ASSERT_EQ(variant->opt(self->tagged, true), 0);
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (!pid) {
+		int pagemap = granule_open_pagemap();
+
+		*page_at(self->tagged, 5) = 2;
+		for (i = 0; i < GRANULE_NR_PAGES; i++)
+			copied += pfn_of(pagemap, self->tagged, i) !=
+				  pfn_of(self->pagemap, self->tagged, i);
+		EXPECT_EQ(copied, 1);
+		_exit(0);
+	}
+	EXPECT_TRUE(granule_child_ends(pid));
+}
+
+/* Assert that swap-in brings one page. */
+TEST_F(page_granule_out, swaps_in)
+{
+	unsigned long i, present = NR_PAGES;
+
+	if (granule_meminfo_kb("SwapFree") < 64 << 10)
+		SKIP(return, SWAP_REMEDY);
+	granule_fill(self->tagged, AREA_LEN, 1);
+	for (i = 0; i < 50 && present; i++) {
+		ASSERT_EQ(madvise(self->tagged, AREA_LEN, MADV_PAGEOUT), 0);
+		usleep(20 * 1000);
+		present = granule_present_pages(self->pagemap, self->tagged, AREA_LEN);
+	}
+	ASSERT_EQ(present, 0);
+	ASSERT_EQ(variant->opt(self->tagged, true), 0);
+	FORCE_READ(*page_at(self->tagged, 5));
+	EXPECT_EQ(present_in(self->pagemap, self->tagged), 1);
+	EXPECT_TRUE(granule_check(self->tagged, AREA_LEN, 1));
+}
+
+/* Assert that repair leaves it alone. */
+TEST_F(page_granule_out, repair)
+{
+	memset(self->tagged, 1, AREA_LEN);
+	ASSERT_EQ(variant->opt(self->tagged, true), 0);
+	ASSERT_TRUE(granule_break(self->tagged, 3));
+	granule_repair(true);
+	usleep(1000 * 1000);
+	EXPECT_EQ(granule_state(self->pagemap, self->tagged), GRANULE_BROKEN);
+	EXPECT_EQ(present_in(self->pagemap, self->tagged), GRANULE_NR_PAGES);
+}
+
+/* Assert that each page can be filled by itself, if one is there or not. */
+TEST_F(page_granule_out, uffd_copy)
+{
+	struct uffdio_copy copy = { .len = BASE_SIZE };
+	char *source = granule_area(GRANULE_UNTAGGED, BASE_SIZE, 0);
+	unsigned long i, filled = 0;
+	int uffd;
+
+	ASSERT_NE(source, NULL);
+	*source = 3;
+	ASSERT_EQ(variant->opt(self->tagged, true), 0);
+	*self->tagged = 2;
+	uffd = granule_uffd_open(0);
+	if (uffd < 0)
+		SKIP(return, UFFD_REMEDY);
+	ASSERT_EQ(uffd_register(uffd, self->tagged, AREA_LEN, true, false, false), 0);
+	for (i = 1; i < GRANULE_NR_PAGES; i++) {
+		copy.dst = (uintptr_t)page_at(self->tagged, i);
+		copy.src = (uintptr_t)source;
+		filled += !ioctl(uffd, UFFDIO_COPY, &copy) &&
+			  present_in(self->pagemap, self->tagged) == i + 1;
+	}
+	EXPECT_EQ(filled, GRANULE_NR_PAGES - 1);
+	EXPECT_EQ(*self->tagged, 2);
+	EXPECT_EQ(*page_at(self->tagged, 15), 3);
+	close(uffd);
+}
+
+/* Assert that a contract granule is populated as a whole all the same. */
+TEST_F(page_granule_out, contract)
+{
+	ASSERT_EQ(variant->opt(self->contract, true), 0);
+	*page_at(self->contract, 5) = 1;
+	EXPECT_EQ(present_in(self->pagemap, self->contract), GRANULE_NR_PAGES);
+	EXPECT_EQ(granule_state(self->pagemap, self->contract),
+		  variant->contract_advised ? GRANULE_WHOLE : GRANULE_BROKEN);
+	FORCE_READ(*page_at(self->contract, 21));
+	EXPECT_EQ(present_in(self->pagemap, nth(self->contract, 1)), GRANULE_NR_PAGES);
+	ASSERT_EQ(madvise(self->contract, GRANULE_SIZE, MADV_DONTNEED), 0);
+	EXPECT_EQ(granule_filled(self->pagemap, self->contract), 0);
+
+	ASSERT_EQ(variant->opt(self->contract, false), 0);
+	*nth(self->contract, 2) = 1;
+	EXPECT_EQ(granule_state(self->pagemap, nth(self->contract, 2)), GRANULE_WHOLE);
+}
+
+/* Assert that advice for a range counts where the process wants that only. */
+TEST_F(page_granule_out, advised)
+{
+	if (!variant->contract_advised)
+		return;
+	ASSERT_EQ(variant->opt(self->tagged, true), 0);
+	ASSERT_EQ(madvise(self->tagged, AREA_LEN, MADV_HUGEPAGE), 0);
+	*self->tagged = 1;
+	EXPECT_EQ(granule_state(self->pagemap, self->tagged), GRANULE_WHOLE);
+}
+
+FIXTURE(page_granule_asks)
+{
+	int pagemap;
+};
+
+FIXTURE_SETUP(page_granule_asks)
+{
+	start_afresh(_metadata, &self->pagemap);
+}
+
+FIXTURE_TEARDOWN(page_granule_asks)
+{
+	EXPECT_EQ(granule_set_enabled(true), 0);
+}
+
+static bool has_flag(const char *area, const char *flag)
+{
+	struct granule_smaps smaps;
+
+	return granule_read_smaps(getpid(), area, &smaps) && granule_has_flag(&smaps, flag);
+}
+
+static char *map_len(size_t len, int flags)
+{
+	return mmap(NULL, len, PROT_RW, ANON_FLAGS | flags, -1, 0);
+}
+
+/* Assert that nothing is tagged any more when granules are switched off. */
+TEST_F(page_granule_asks, switched_off)
+{
+	char *area;
+	pid_t pid;
+
+	ASSERT_EQ(granule_set(PR_GRANULE_MMAP, GRANULE_SIZE), 0);
+	ASSERT_EQ(granule_set_enabled(false), 0);
+	EXPECT_EQ(granule_set(PR_GRANULE_MMAP, GRANULE_SIZE), -EOPNOTSUPP);
+	EXPECT_EQ(granule_set(PR_GRANULE_EXEC, GRANULE_SIZE), -EOPNOTSUPP);
+	errno = 0;
+	EXPECT_EQ(map_len(AREA_LEN, MAP_GRANULE_64KB), MAP_FAILED);
+	EXPECT_EQ(errno, EOPNOTSUPP);
+	/* The default that this process still has, and a child inherits. */
+	area = map_len(AREA_LEN, 0);
+	ASSERT_NE(area, MAP_FAILED);
+	EXPECT_FALSE(has_flag(area, "gr"));
+	pid = fork();
+	if (!pid) {
+		area = map_len(3 * MB, 0);
+		EXPECT_FALSE(has_flag(area, "gr"));
+		_exit(0);
+	}
+	EXPECT_TRUE(granule_child_ends(pid));
+	EXPECT_EQ(granule_set(PR_GRANULE_MMAP, BASE_SIZE), 0);
+}
+
+/* Assert that stacks of threads are tagged for those only who ask for it. */
+TEST_F(page_granule_asks, stack)
+{
+	char *area;
+
+	ASSERT_EQ(granule_set(PR_GRANULE_MMAP, GRANULE_SIZE), 0);
+	area = map_len(MB, MAP_STACK);
+	ASSERT_NE(area, MAP_FAILED);
+	EXPECT_FALSE(has_flag(area, "gr"));
+	area[MB - 1] = 1;
+	EXPECT_EQ(granule_present_pages(self->pagemap, area, MB), 1);
+	area = map_len(MB, MAP_STACK | MAP_GRANULE_64KB);
+	ASSERT_NE(area, MAP_FAILED);
+	EXPECT_TRUE(has_flag(area, "gr"));
+	EXPECT_TRUE(has_flag(area, "gc"));
+	area[MB - 1] = 1;
+	EXPECT_EQ(granule_present_pages(self->pagemap, area, MB), GRANULE_NR_PAGES);
+}
+
+/* Assert that memory which may be dropped is not tagged. */
+TEST_F(page_granule_asks, droppable)
+{
+	const int flags = MAP_DROPPABLE | MAP_ANONYMOUS;
+	char *area;
+
+	ASSERT_EQ(granule_set(PR_GRANULE_MMAP, GRANULE_SIZE), 0);
+	area = mmap(NULL, AREA_LEN, PROT_RW, flags, -1, 0);
+	if (area == MAP_FAILED)
+		SKIP(return, "no MAP_DROPPABLE: run Linux 6.11 or later");
+	EXPECT_FALSE(has_flag(area, "gr"));
+	*area = 1;
+	EXPECT_EQ(granule_present_pages(self->pagemap, area, AREA_LEN), 1);
+	errno = 0;
+	EXPECT_EQ(mmap(NULL, AREA_LEN, PROT_RW, flags | MAP_GRANULE_64KB, -1, 0), MAP_FAILED);
+	EXPECT_EQ(errno, EOPNOTSUPP);
+}
+
+/* Placement. */
+static unsigned long nr_vmas(void)
+{
+	unsigned long nr = 0;
+	char buf[4096];
+	ssize_t len, i;
+	int fd;
+
+	fd = open("/proc/self/maps", O_RDONLY);
+	while ((len = read(fd, buf, sizeof(buf))) > 0) {
+		for (i = 0; i < len; i++)
+			nr += buf[i] == '\n';
+	}
+	close(fd);
+	return nr;
+}
+
+/* How many VMAs do @nr mappings make, in a process that has the default or not? */
+static long vmas_of(enum granule_kind kind, unsigned long nr, size_t len)
+{
+	unsigned long i, before;
+	long *result, vmas;
+	pid_t pid;
+
+	result = mmap(NULL, BASE_SIZE, PROT_RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (result == MAP_FAILED)
+		return -1;
+	*result = -1;
+	pid = fork();
+	if (!pid) {
+		if (kind == GRANULE_DEFAULT && granule_set(PR_GRANULE_MMAP, GRANULE_SIZE))
+			_exit(1);
+		before = nr_vmas();
+		for (i = 0; i < nr && map_len(len, 0) != MAP_FAILED; i++)
+			;
+		if (i == nr)
+			*result = nr_vmas() - before;
+		_exit(0);
+	}
+	waitpid(pid, NULL, 0);
+	vmas = *result;
+	munmap(result, BASE_SIZE);
+	return vmas;
+}
+
+/* Assert that neighbours merge as untagged ones do. */
+TEST_F_TIMEOUT(page_granule_asks, neighbours_merge, 60)
+{
+	long untagged = vmas_of(GRANULE_UNTAGGED, 5000, 100 << 10);
+	long tagged = vmas_of(GRANULE_DEFAULT, 5000, 100 << 10);
+
+	ASSERT_GE(untagged, 0);
+	ASSERT_GE(tagged, 0);
+	EXPECT_LE(tagged, untagged + 3);
+}
+
+#define MAX_MAP_COUNT	"/proc/sys/vm/max_map_count"
+
+/* Assert that more of them can be mapped than there may be VMAs. */
+TEST_F_TIMEOUT(page_granule_asks, many_mappings, 120)
+{
+	unsigned long nr = read_num(MAX_MAP_COUNT);
+
+	if (nr > 100000)
+		SKIP(return, "too many to try: write 65530 to " MAX_MAP_COUNT);
+	EXPECT_GE(vmas_of(GRANULE_DEFAULT, nr + 4470, 196 << 10), 0);
+}
+
+/* Assert that it depends on the length alone where a mapping goes. */
+TEST_F(page_granule_asks, alignment)
+{
+	static const size_t lens[] = { 64 << 10, 128 << 10, 192 << 10, MB, 68 << 10,
+				       100 << 10, 196 << 10, 4 << 10, MB + 4096 };
+	char *untagged, *tagged, *contract;
+	size_t i;
+
+	/* A length that is none of its own, so that it is not at the border already. */
+	ASSERT_NE(map_len(3 * BASE_SIZE, 0), MAP_FAILED);
+	for (i = 0; i < ARRAY_SIZE(lens); i++) {
+		untagged = map_len(lens[i], 0);
+		ASSERT_EQ(munmap(untagged, lens[i]), 0);
+		ASSERT_EQ(granule_set(PR_GRANULE_MMAP, GRANULE_SIZE), 0);
+		tagged = map_len(lens[i], 0);
+		ASSERT_EQ(granule_set(PR_GRANULE_MMAP, BASE_SIZE), 0);
+		ASSERT_NE(tagged, MAP_FAILED);
+		if (lens[i] % GRANULE_SIZE) {
+			EXPECT_EQ(tagged, untagged) TH_LOG("length %zu", lens[i]);
+		} else {
+			EXPECT_TRUE(granule_aligned(tagged)) TH_LOG("length %zu", lens[i]);
+			contract = map_len(lens[i], MAP_GRANULE_64KB);
+			ASSERT_NE(contract, MAP_FAILED);
+			EXPECT_TRUE(granule_aligned(contract));
+			EXPECT_TRUE(has_flag(contract, "gc"));
+			munmap(contract, lens[i]);
+		}
+		munmap(tagged, lens[i]);
+	}
+}
+
+/* Assert that a length in base pages is refused, and destroys nothing. */
+TEST_F(page_granule_asks, contract_length)
+{
+	static const size_t lens[] = { 1, BASE_SIZE, GRANULE_SIZE - BASE_SIZE,
+				       GRANULE_SIZE + 1, GRANULE_SIZE + BASE_SIZE };
+	char *area = granule_area(GRANULE_UNTAGGED, AREA_LEN, 0);
+	char *before, *after;
+	size_t i;
+
+	ASSERT_NE(area, NULL);
+	granule_fill(area, AREA_LEN, 1);
+	before = granule_smaps_text(area, AREA_LEN);
+	for (i = 0; i < ARRAY_SIZE(lens); i++) {
+		errno = 0;
+		EXPECT_EQ(granule_mmap(GRANULE_CONTRACT, area, lens[i], PROT_RW, MAP_FIXED),
+			  MAP_FAILED);
+		EXPECT_EQ(errno, EINVAL);
+		errno = 0;
+		EXPECT_EQ(granule_mmap(GRANULE_CONTRACT, NULL, lens[i], PROT_RW, 0), MAP_FAILED);
+		EXPECT_EQ(errno, EINVAL);
+		errno = 0;
+		EXPECT_EQ(granule_mmap(GRANULE_CONTRACT, NULL, lens[i], PROT_RW, MAP_SHARED),
+			  MAP_FAILED);
+		EXPECT_EQ(errno, EINVAL);
+	}
+	after = granule_smaps_text(area, AREA_LEN);
+	EXPECT_TRUE(granule_same_text(before, after));
+	EXPECT_TRUE(granule_check(area, AREA_LEN, 1));
+	free(before);
+	free(after);
+}
+
+static unsigned long locked_kb(void)
+{
+	unsigned long kb = ULONG_MAX;
+	char line[256];
+	FILE *fp;
+
+	fp = fopen("/proc/self/status", "r");
+	while (fp && fgets(line, sizeof(line), fp) && sscanf(line, "VmLck: %lu kB", &kb) != 1)
+		;
+	if (fp)
+		fclose(fp);
+	return kb;
+}
+
+/* Assert that nothing but what is asked for is locked or unlocked. */
+TEST_F(page_granule_asks, locked_part)
+{
+	char *contract = granule_area(GRANULE_CONTRACT, AREA_LEN, 0);
+	char *tagged = granule_area(GRANULE_DEFAULT, AREA_LEN, 0);
+	unsigned long before = locked_kb();
+
+	ASSERT_NE(contract, NULL);
+	ASSERT_NE(tagged, NULL);
+	errno = 0;
+	EXPECT_EQ(mlock(page_at(contract, 3), BASE_SIZE), -1);
+	EXPECT_EQ(errno, EINVAL);
+	errno = 0;
+	EXPECT_EQ(syscall(__NR_mlock2, page_at(contract, 16), BASE_SIZE, MLOCK_ONFAULT), -1);
+	EXPECT_EQ(errno, EINVAL);
+	EXPECT_EQ(locked_kb(), before);
+	ASSERT_EQ(mlock(contract, AREA_LEN), 0);
+	EXPECT_EQ(locked_kb(), before + AREA_LEN / 1024);
+	errno = 0;
+	EXPECT_EQ(munlock(page_at(contract, 5), BASE_SIZE), -1);
+	EXPECT_EQ(errno, EINVAL);
+	errno = 0;
+	EXPECT_EQ(munlock(contract, GRANULE_SIZE + BASE_SIZE), -1);
+	EXPECT_EQ(errno, EINVAL);
+	EXPECT_EQ(locked_kb(), before + AREA_LEN / 1024);
+	EXPECT_EQ(munlock(contract, AREA_LEN), 0);
+	EXPECT_EQ(locked_kb(), before);
+
+	EXPECT_EQ(mlock(page_at(tagged, 3), 2 * BASE_SIZE), 0);
+	EXPECT_EQ(locked_kb(), before + 2 * BASE_SIZE / 1024);
+	EXPECT_EQ(munlock(page_at(tagged, 4), BASE_SIZE), 0);
+	EXPECT_EQ(locked_kb(), before + BASE_SIZE / 1024);
+}
+
+/* Assert that numa_maps has as many pages as there are, of the size they are. */
+TEST_F(page_granule_asks, numa_maps)
+{
+	static const enum granule_kind kinds[] = { GRANULE_UNTAGGED, GRANULE_DEFAULT,
+						   GRANULE_CONTRACT };
+	char line[1024], *pos;
+	size_t i;
+
+	if (access("/proc/self/numa_maps", R_OK))
+		SKIP(return, "no numa_maps: build the kernel with CONFIG_NUMA=y");
+	for (i = 0; i < ARRAY_SIZE(kinds); i++) {
+		unsigned long start, size = 0, anon = 0;
+		char *area = granule_area(kinds[i], AREA_LEN, 0);
+		FILE *fp = fopen("/proc/self/numa_maps", "r");
+
+		ASSERT_NE(area, NULL);
+		ASSERT_NE(fp, NULL);
+		memset(area, 1, AREA_LEN);
+		while (fgets(line, sizeof(line), fp)) {
+			if (sscanf(line, "%lx ", &start) != 1 || start != (unsigned long)area)
+				continue;
+			pos = strstr(line, "kernelpagesize_kB=");
+			if (pos)
+				sscanf(pos, "kernelpagesize_kB=%lu", &size);
+			pos = strstr(line, "anon=");
+			if (pos)
+				sscanf(pos, "anon=%lu", &anon);
+		}
+		fclose(fp);
+		EXPECT_EQ(size, BASE_SIZE / 1024);
+		EXPECT_EQ(anon, NR_PAGES);
+	}
+}
+
+/* Assert that who never asked sees one zero page, and who asked runs of them. */
+TEST_F(page_granule_asks, zero_pages)
+{
+	struct uffdio_zeropage zero = { .range.len = BASE_SIZE };
+	char *untagged = granule_area(GRANULE_UNTAGGED, AREA_LEN, 0);
+	char *tagged = granule_area(GRANULE_DEFAULT, AREA_LEN, 0);
+	char *single = granule_area(GRANULE_DEFAULT, AREA_LEN, 0);
+	char *small = map_len(3 * BASE_SIZE, 0);
+	unsigned long i;
+	int uffd;
+
+	ASSERT_NE(untagged, NULL);
+	ASSERT_NE(tagged, NULL);
+	ASSERT_NE(single, NULL);
+	ASSERT_NE(small, MAP_FAILED);
+	FORCE_READ(*page_at(tagged, 5));
+	EXPECT_TRUE(granule_is_zero_run(self->pagemap, tagged));
+	force_read_pages(untagged, NR_PAGES, BASE_SIZE);
+	EXPECT_EQ(one_zero_page(self->pagemap, untagged, NR_PAGES), NR_PAGES);
+	force_read_pages(small, 3, BASE_SIZE);
+	EXPECT_EQ(one_zero_page(self->pagemap, small, 3), 3);
+
+	uffd = granule_uffd_open(0);
+	if (uffd < 0)
+		SKIP(return, UFFD_REMEDY);
+	ASSERT_EQ(uffd_register(uffd, single, AREA_LEN, true, false, false), 0);
+	for (i = 0; i < 20; i++) {
+		zero.range.start = (uintptr_t)page_at(single, i);
+		ASSERT_EQ(ioctl(uffd, UFFDIO_ZEROPAGE, &zero), 0);
+	}
+	EXPECT_EQ(one_zero_page(self->pagemap, single, 20), 20);
+	close(uffd);
+}
+
+/* Memory that is given back, as balloons do. */
+FIXTURE(page_granule_balloon)
+{
+	char *area;
+	int pagemap;
+};
+
+FIXTURE_VARIANT(page_granule_balloon)
+{
+	enum granule_kind kind;
+	int flags;
+};
+
+FIXTURE_VARIANT_ADD(page_granule_balloon, untagged_shared)
+{
+	.kind = GRANULE_UNTAGGED,
+	.flags = MAP_SHARED,
+};
+
+FIXTURE_VARIANT_ADD(page_granule_balloon, default_tagged_shared)
+{
+	.kind = GRANULE_DEFAULT,
+	.flags = MAP_SHARED,
+};
+
+FIXTURE_VARIANT_ADD(page_granule_balloon, default_tagged)
+{
+	.kind = GRANULE_DEFAULT,
+};
+
+FIXTURE_SETUP(page_granule_balloon)
+{
+	start_afresh(_metadata, &self->pagemap);
+	self->area = granule_area(variant->kind, AREA_LEN, variant->flags);
+	ASSERT_NE(self->area, NULL);
+	memset(self->area, 1, AREA_LEN);
+}
+
+FIXTURE_TEARDOWN(page_granule_balloon)
+{
+	EXPECT_TRUE(granule_invariants_hold());
+}
+
+/* Keep the first page of each granule. */
+static bool give_back_all_but_one(char *area, size_t len, bool shared)
+{
+	char *p;
+
+	for (p = area; p < area + len; p += GRANULE_SIZE) {
+		if (madvise(page_at(p, 1), GRANULE_SIZE - BASE_SIZE,
+			    shared ? MADV_REMOVE : MADV_DONTNEED))
+			return false;
+	}
+	return true;
+}
+
+static unsigned long in_memory(char *area)
+{
+	unsigned char vec[NR_PAGES];
+	unsigned long i, nr = 0;
+
+	if (mincore(area, AREA_LEN, vec))
+		return ULONG_MAX;
+	for (i = 0; i < NR_PAGES; i++)
+		nr += vec[i] & 1;
+	return nr;
+}
+
+static void read_kept(char *area, size_t len)
+{
+	char *p;
+
+	for (p = area; p < area + len; p += GRANULE_SIZE)
+		FORCE_READ(*p);
+}
+
+/* Assert that reading what was kept brings back nothing that was given back. */
+TEST_F(page_granule_balloon, read)
+{
+	pid_t pid;
+
+	ASSERT_TRUE(give_back_all_but_one(self->area, AREA_LEN, variant->flags));
+	EXPECT_EQ(in_memory(self->area), NR_GRANULES);
+	read_kept(self->area, AREA_LEN);
+	EXPECT_EQ(in_memory(self->area), NR_GRANULES);
+	EXPECT_EQ(granule_present_pages(self->pagemap, self->area, AREA_LEN), NR_GRANULES);
+	/* One that has none of it mapped yet. */
+	pid = fork();
+	if (!pid) {
+		read_kept(self->area, AREA_LEN);
+		_exit(0);
+	}
+	EXPECT_TRUE(granule_child_ends(pid));
+	EXPECT_EQ(in_memory(self->area), NR_GRANULES);
+}
+
+/* Assert the same of a write to what was kept. */
+TEST_F(page_granule_balloon, write)
+{
+	unsigned long i;
+
+	ASSERT_TRUE(give_back_all_but_one(self->area, AREA_LEN, variant->flags));
+	for (i = 0; i < NR_GRANULES; i++)
+		*nth(self->area, i) = 2;
+	EXPECT_EQ(in_memory(self->area), NR_GRANULES);
+}
+
+#define BALLOON_LEN	(12 * MB)
+
+/* Assert that reading it does not kill where the memory is used elsewhere now. */
+TEST_F_TIMEOUT(page_granule_balloon, at_the_limit, 60)
+{
+	struct granule_cg cg;
+	int status;
+	pid_t pid;
+
+	if (!granule_cg_create(&cg))
+		SKIP(return, GRANULE_CG_REMEDY);
+	ASSERT_EQ(granule_cg_write(cg.dir, "memory.max", "18M"), 0);
+	granule_cg_write(cg.dir, "memory.swap.max", "0");
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (!pid) {
+		char *area, *other;
+
+		if (granule_cg_write(cg.dir, "cgroup.procs", "0"))
+			_exit(2);
+		area = granule_area(variant->kind, BALLOON_LEN, variant->flags);
+		other = granule_area(GRANULE_UNTAGGED, BALLOON_LEN, 0);
+		if (!area || !other)
+			_exit(3);
+		memset(area, 1, BALLOON_LEN);
+		if (!give_back_all_but_one(area, BALLOON_LEN, variant->flags))
+			_exit(4);
+		memset(other, 1, BALLOON_LEN);
+		read_kept(area, BALLOON_LEN);
+		_exit(0);
+	}
+	ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	EXPECT_EQ(granule_cg_read(cg.dir, "memory.events", "oom_kill"), 0);
+	EXPECT_TRUE(WIFEXITED(status));
+	EXPECT_EQ(WEXITSTATUS(status), 0);
+	granule_cg_remove(&cg);
+}
+
+/* Calls that place a part of a granule. */
+FIXTURE(page_granule_part)
+{
+	char *area;
+	int pagemap;
+};
+
+FIXTURE_VARIANT(page_granule_part)
+{
+	enum granule_kind kind;
+	bool nohugepage;
+};
+
+FIXTURE_VARIANT_ADD(page_granule_part, untagged)
+{
+	.kind = GRANULE_UNTAGGED,
+};
+
+FIXTURE_VARIANT_ADD(page_granule_part, default_tagged)
+{
+	.kind = GRANULE_DEFAULT,
+};
+
+FIXTURE_VARIANT_ADD(page_granule_part, nohugepage)
+{
+	.kind = GRANULE_DEFAULT,
+	.nohugepage = true,
+};
+
+FIXTURE_SETUP(page_granule_part)
+{
+	unsigned long mask = 1;
+
+	if (!granule_two_nodes())
+		SKIP(return, NUMA_REMEDY);
+	start_afresh(_metadata, &self->pagemap);
+	self->area = granule_area(variant->kind, AREA_LEN, 0);
+	ASSERT_NE(self->area, NULL);
+	if (variant->nohugepage)
+		ASSERT_EQ(madvise(self->area, AREA_LEN, MADV_NOHUGEPAGE), 0);
+	ASSERT_EQ(syscall(__NR_set_mempolicy, MPOL_BIND, &mask, 8 * sizeof(mask)), 0);
+	granule_fill(self->area, AREA_LEN, 1);
+	ASSERT_EQ(syscall(__NR_set_mempolicy, MPOL_DEFAULT, NULL, 0UL), 0);
+}
+
+FIXTURE_TEARDOWN(page_granule_part)
+{
+	EXPECT_TRUE(granule_check(self->area, AREA_LEN, 1));
+	EXPECT_TRUE(granule_invariants_hold());
+}
+
+/* Assert that each chunk of 8 KiB goes where it is sent, and that this is said. */
+TEST_F(page_granule_part, move_pages)
+{
+	int nodes[NR_PAGES], told[NR_PAGES], found[NR_PAGES];
+	unsigned long i, wrong = 0, lies = 0;
+
+	for (i = 0; i < NR_PAGES; i++)
+		nodes[i] = i / 2 & 1;
+	ASSERT_EQ(granule_move_pages(self->area, NR_PAGES, nodes, told), 0);
+	ASSERT_EQ(granule_move_pages(self->area, NR_PAGES, NULL, found), 0);
+	for (i = 0; i < NR_PAGES; i++) {
+		wrong += found[i] != nodes[i];
+		lies += told[i] != found[i];
+	}
+	EXPECT_EQ(wrong, 0);
+	EXPECT_EQ(lies, 0);
+}
+
+/* Assert that one page goes to the node it is bound to, and no other page does. */
+TEST_F(page_granule_part, mbind)
+{
+	unsigned long mask = 1UL << 1, i, with = 0;
+	int found[NR_PAGES];
+
+	ASSERT_EQ(syscall(__NR_mbind, page_at(self->area, 20), BASE_SIZE, MPOL_BIND, &mask,
+			  8 * sizeof(mask), MPOL_MF_MOVE | MPOL_MF_STRICT), 0);
+	ASSERT_EQ(granule_move_pages(self->area, NR_PAGES, NULL, found), 0);
+	EXPECT_EQ(found[20], 1);
+	for (i = 0; i < NR_PAGES; i++)
+		with += i != 20 && found[i] != 0;
+	EXPECT_EQ(with, 0);
+}
+
+/* Monitors. */
+static sigjmp_buf fault_env;
+
+static void on_fault(int sig)
+{
+	siglongjmp(fault_env, 1);
+}
+
+/* Is @addr left to a handler? */
+static bool left_to_handler(char *addr)
+{
+	if (sigsetjmp(fault_env, 1))
+		return true;
+	FORCE_READ(*addr);
+	return false;
+}
+
+FIXTURE(page_granule_monitor)
+{
+	char *area;
+	int pagemap;
+};
+
+FIXTURE_VARIANT(page_granule_monitor)
+{
+	enum granule_kind kind;
+	bool nohugepage;
+	bool thp_disable;
+};
+
+FIXTURE_VARIANT_ADD(page_granule_monitor, untagged)
+{
+	.kind = GRANULE_UNTAGGED,
+};
+
+FIXTURE_VARIANT_ADD(page_granule_monitor, default_tagged)
+{
+	.kind = GRANULE_DEFAULT,
+};
+
+FIXTURE_VARIANT_ADD(page_granule_monitor, nohugepage)
+{
+	.kind = GRANULE_DEFAULT,
+	.nohugepage = true,
+};
+
+FIXTURE_VARIANT_ADD(page_granule_monitor, thp_disable)
+{
+	.kind = GRANULE_DEFAULT,
+	.thp_disable = true,
+};
+
+FIXTURE_SETUP(page_granule_monitor)
+{
+	start_afresh(_metadata, &self->pagemap);
+	if (variant->thp_disable)
+		ASSERT_EQ(prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0), 0);
+	self->area = granule_area(variant->kind, AREA_LEN, MAP_SHARED);
+	ASSERT_NE(self->area, NULL);
+	if (variant->nohugepage)
+		ASSERT_EQ(madvise(self->area, AREA_LEN, MADV_NOHUGEPAGE), 0);
+}
+
+FIXTURE_TEARDOWN(page_granule_monitor)
+{
+}
+
+/* Assert that pages are missing which another process has not written to. */
+TEST_F(page_granule_monitor, missing)
+{
+	unsigned long i, missing = 0, wrong = 0;
+	int go[2], uffd;
+	pid_t pid;
+	char c;
+
+	ASSERT_EQ(pipe(go), 0);
+	/* It has no part in the monitoring, which comes later. */
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (!pid) {
+		close(go[1]);
+		if (read(go[0], &c, 1) != 1)
+			_exit(1);
+		for (i = 0; i < NR_GRANULES; i++)
+			memset(page_at(nth(self->area, i), 5), 0x11, BASE_SIZE);
+		_exit(0);
+	}
+	uffd = granule_uffd_open(0);
+	if (uffd < 0) {
+		granule_kill_idle(pid);
+		SKIP(return, UFFD_REMEDY);
+	}
+	ASSERT_EQ(uffd_register(uffd, self->area, AREA_LEN, true, false, false), 0);
+	ASSERT_EQ(write(go[1], "", 1), 1);
+	ASSERT_TRUE(granule_child_ends(pid));
+	ASSERT_NE(signal(SIGBUS, on_fault), SIG_ERR);
+	for (i = 0; i < NR_PAGES; i++) {
+		const bool written = i % GRANULE_NR_PAGES == 5;
+
+		if (left_to_handler(page_at(self->area, i))) {
+			missing++;
+			wrong += written;
+		} else {
+			wrong += !written || *page_at(self->area, i) != 0x11;
+		}
+	}
+	EXPECT_EQ(missing, NR_PAGES - NR_GRANULES);
+	EXPECT_EQ(wrong, 0);
+	close(uffd);
+}
+
+/* KSM counts the zero pages it made by a bit in each entry, and in that one only. */
+static bool over_soft_dirty(char *area, int pagemap)
+{
+	if (!softdirty_supported())
+		return false;
+	clear_softdirty();
+	return true;
+}
+
+static bool over_scan(char *area, int pagemap)
+{
+	struct page_region regions[GRANULE_NR_PAGES];
+	struct pm_scan_arg arg = {
+		.size = sizeof(arg),
+		.flags = PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
+		.start = (uintptr_t)area,
+		.end = (uintptr_t)area + GRANULE_SIZE,
+		.vec = (uintptr_t)regions,
+		.vec_len = GRANULE_NR_PAGES,
+		.category_anyof_mask = PAGE_IS_WRITTEN,
+		.return_mask = PAGE_IS_WRITTEN,
+	};
+	int uffd = granule_uffd_open(UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED);
+
+	if (uffd < 0 || uffd_register(uffd, area, GRANULE_SIZE, false, true, false))
+		return false;
+	/* As a checkpoint does it: the bits that say what has been written first. */
+	over_soft_dirty(area, pagemap);
+	return ioctl(pagemap, PAGEMAP_SCAN, &arg) >= 0;
+}
+
+static bool over_mprotect(char *area, int pagemap)
+{
+	return !mprotect(area, GRANULE_SIZE, PROT_READ) &&
+	       !mprotect(area, GRANULE_SIZE, PROT_RW);
+}
+
+static bool over_mremap(char *area, int pagemap)
+{
+	char *other = granule_reserve(GRANULE_SIZE);
+
+	return other &&
+	       mremap(area, GRANULE_SIZE, GRANULE_SIZE, MREMAP_MAYMOVE | MREMAP_FIXED,
+		      other) == other &&
+	       mremap(other, GRANULE_SIZE, GRANULE_SIZE, MREMAP_MAYMOVE | MREMAP_FIXED,
+		      area) == area;
+}
+
+static bool over_fork(char *area, int pagemap)
+{
+	pid_t pid = fork();
+
+	if (!pid) {
+		FORCE_READ(*area);
+		_exit(0);
+	}
+	return granule_child_ends(pid);
+}
+
+FIXTURE(page_granule_ksm)
+{
+	char *area;
+	int pagemap;
+};
+
+FIXTURE_VARIANT(page_granule_ksm)
+{
+	bool (*way)(char *area, int pagemap);
+	const char *remedy;
+	bool unmerges;
+};
+
+FIXTURE_VARIANT_ADD(page_granule_ksm, soft_dirty)
+{
+	.way = over_soft_dirty,
+	.remedy = "no soft-dirty bits: run it on x86_64, with CONFIG_MEM_SOFT_DIRTY=y",
+};
+
+FIXTURE_VARIANT_ADD(page_granule_ksm, scan)
+{
+	.way = over_scan,
+	.remedy = "no PAGEMAP_SCAN by userfaultfd: set CONFIG_PTE_MARKER_UFFD_WP=y",
+};
+
+FIXTURE_VARIANT_ADD(page_granule_ksm, mprotect) { .way = over_mprotect };
+FIXTURE_VARIANT_ADD(page_granule_ksm, mremap) { .way = over_mremap, .unmerges = true };
+FIXTURE_VARIANT_ADD(page_granule_ksm, fork) { .way = over_fork };
+
+FIXTURE_SETUP(page_granule_ksm)
+{
+	start_afresh(_metadata, &self->pagemap);
+	if (ksm_get_full_scans() < 0)
+		SKIP(return, "no KSM: build the kernel with CONFIG_KSM=y");
+	self->area = granule_area(GRANULE_DEFAULT, GRANULE_SIZE, 0);
+	ASSERT_NE(self->area, NULL);
+}
+
+FIXTURE_TEARDOWN(page_granule_ksm)
+{
+	granule_write(KSM_SYSFS "run", "0");
+}
+
+static long ksm_zero_pages(void)
+{
+	char text[32];
+
+	if (read_file(KSM_SYSFS "ksm_zero_pages", text, sizeof(text)) <= 0)
+		return LONG_MIN;
+	return atol(text);
+}
+
+/* A broken granule, all of it KSM's zero pages in the end. */
+static bool ksm_makes_zero_pages(char *area)
+{
+	unsigned long i;
+
+	memset(area, 1, GRANULE_SIZE);
+	for (i = 0; i < GRANULE_NR_PAGES; i++)
+		granule_break(area, i);
+	memset(area, 0, GRANULE_SIZE);
+	if (madvise(area, GRANULE_SIZE, MADV_MERGEABLE))
+		return false;
+	granule_write(KSM_SYSFS "smart_scan", "0");
+	if (granule_write(KSM_SYSFS "use_zero_pages", "1") ||
+	    granule_write(KSM_SYSFS "sleep_millisecs", "0") ||
+	    granule_write(KSM_SYSFS "pages_to_scan", "1000") ||
+	    granule_write(KSM_SYSFS "run", "1"))
+		return false;
+	for (i = 0; i < 1200 && ksm_get_self_zero_pages() < (long)GRANULE_NR_PAGES; i++)
+		usleep(20 * 1000);
+	return !granule_write(KSM_SYSFS "run", "0") &&
+	       ksm_get_self_zero_pages() == GRANULE_NR_PAGES;
+}
+
+/* Assert that KSM has as many zero pages less as were its, when these are gone. */
+TEST_F_TIMEOUT(page_granule_ksm, counted_once, 60)
+{
+	const long left = !variant->unmerges;
+	long before = ksm_zero_pages();
+	unsigned long i;
+
+	ASSERT_TRUE(ksm_makes_zero_pages(self->area));
+	EXPECT_EQ(ksm_zero_pages(), before + (long)GRANULE_NR_PAGES);
+	/* One remains; the others are read again, and no longer KSM's. */
+	ASSERT_EQ(madvise(page_at(self->area, 1), GRANULE_SIZE - BASE_SIZE, MADV_DONTNEED), 0);
+	for (i = 1; i < GRANULE_NR_PAGES; i++)
+		FORCE_READ(*page_at(self->area, i));
+	EXPECT_EQ(ksm_zero_pages(), before + 1);
+	if (!variant->way(self->area, self->pagemap))
+		SKIP(return, "%s", variant->remedy ?: "out of memory: free some");
+	EXPECT_EQ(ksm_zero_pages(), before + left);
+	EXPECT_EQ(ksm_get_self_zero_pages(), left);
+	ASSERT_EQ(munmap(self->area, GRANULE_SIZE), 0);
+	EXPECT_EQ(ksm_zero_pages(), before);
+	EXPECT_EQ(ksm_get_self_zero_pages(), 0);
+}
+
+#ifdef __aarch64__
+/* Tags of memory. */
+#ifndef PROT_MTE
+#define PROT_MTE	0x20
+#endif
+#ifndef HWCAP2_MTE
+#define HWCAP2_MTE	0x40000
+#endif
+#ifndef PR_SET_TAGGED_ADDR_CTRL
+#define PR_SET_TAGGED_ADDR_CTRL	55
+#define PR_TAGGED_ADDR_ENABLE	1UL
+#define PR_MTE_TCF_SYNC		2UL
+#define PR_MTE_TAG_SHIFT	3
+#endif
+
+#define TAG		7UL
+#define TAG_SHIFT	56
+
+static char *with_tag(char *page, unsigned long tag)
+{
+	return (char *)((uintptr_t)page | tag << TAG_SHIFT);
+}
+
+static void set_tag(char *page, unsigned long tag)
+{
+	asm volatile(".arch armv8.5-a+memtag\n stg %0, [%0]" ::
+		     "r"(with_tag(page, tag)) : "memory");
+}
+
+static unsigned long get_tag(char *page)
+{
+	uintptr_t addr = (uintptr_t)page;
+
+	asm volatile(".arch armv8.5-a+memtag\n ldg %0, [%0]" : "+r"(addr) :: "memory");
+	return addr >> TAG_SHIFT & 15;
+}
+
+FIXTURE(page_granule_mte)
+{
+	char *area;
+	char *page;
+	int pagemap;
+};
+
+FIXTURE_VARIANT(page_granule_mte)
+{
+	enum granule_kind kind;
+	int advice;
+};
+
+FIXTURE_VARIANT_ADD(page_granule_mte, default_cold)
+{
+	.kind = GRANULE_DEFAULT,
+	.advice = MADV_COLD,
+};
+
+FIXTURE_VARIANT_ADD(page_granule_mte, default_pageout)
+{
+	.kind = GRANULE_DEFAULT,
+	.advice = MADV_PAGEOUT,
+};
+
+FIXTURE_VARIANT_ADD(page_granule_mte, mthp_cold)
+{
+	.kind = GRANULE_UNTAGGED,
+	.advice = MADV_COLD,
+};
+
+FIXTURE_VARIANT_ADD(page_granule_mte, mthp_pageout)
+{
+	.kind = GRANULE_UNTAGGED,
+	.advice = MADV_PAGEOUT,
+};
+
+FIXTURE_SETUP(page_granule_mte)
+{
+	if (!(getauxval(AT_HWCAP2) & HWCAP2_MTE))
+		SKIP(return, "no memory tags: boot with -machine virt,mte=on");
+	start_afresh(_metadata, &self->pagemap);
+	if (variant->kind == GRANULE_UNTAGGED)
+		granule_thp_order(4);
+	ASSERT_EQ(prctl(PR_SET_TAGGED_ADDR_CTRL, PR_TAGGED_ADDR_ENABLE | PR_MTE_TCF_SYNC |
+			0xfffeUL << PR_MTE_TAG_SHIFT, 0, 0, 0), 0);
+	self->area = granule_area(variant->kind, GRANULE_SIZE, 0);
+	ASSERT_NE(self->area, NULL);
+	self->page = page_at(self->area, 3);
+}
+
+FIXTURE_TEARDOWN(page_granule_mte)
+{
+	granule_thp_never();
+}
+
+/* Assert that the tags of one page survive that its folio is split. */
+TEST_F(page_granule_mte, kept)
+{
+	memset(self->area, 1, GRANULE_SIZE);
+	ASSERT_EQ(granule_state(self->pagemap, self->area), GRANULE_WHOLE);
+	ASSERT_EQ(mprotect(self->page, BASE_SIZE, PROT_RW | PROT_MTE), 0);
+	set_tag(self->page, TAG);
+	*with_tag(self->page, TAG) = 42;
+	ASSERT_EQ(madvise(self->page, BASE_SIZE, variant->advice), 0);
+	EXPECT_EQ(get_tag(self->page), TAG);
+	EXPECT_EQ(*with_tag(self->page, get_tag(self->page)), 42);
+}
+#endif /* __aarch64__ */
+
+static const char * const saved[] = {
+	KSM_SYSFS "sleep_millisecs", KSM_SYSFS "pages_to_scan", KSM_SYSFS "use_zero_pages",
+	KSM_SYSFS "smart_scan", KSM_SYSFS "run",
+};
+
+int main(int argc, char **argv)
+{
+	size_t i;
+
+	granule_require();
+	granule_save_settings();
+	for (i = 0; i < ARRAY_SIZE(saved); i++)
+		granule_save_setting(saved[i]);
+	return test_harness_run(argc, argv);
+}
