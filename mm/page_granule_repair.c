@@ -1244,7 +1244,7 @@ static void repair_pass(struct work_struct *work)
 {
 	const u64 start = task_sched_runtime(current);
 	static unsigned long last_drain = INITIAL_JIFFIES;
-	unsigned long rest = REPAIR_MAX_REST;
+	unsigned long rest = REPAIR_MAX_REST, owed;
 	struct repair_slot *slot;
 	u64 used = 0;
 
@@ -1266,9 +1266,11 @@ static void repair_pass(struct work_struct *work)
 	/* Those whose turn has not come need not wait for long. */
 	if (used >= REPAIR_PASS)
 		rest = REPAIR_MIN_REST;
-	rest = max(rest, nsecs_to_jiffies(used * REPAIR_REST));
+	/* A virtual CPU that has to wait counts that as time, too: there is a limit. */
+	owed = min(nsecs_to_jiffies(used * REPAIR_REST), REPAIR_MAX_WAIT);
+	rest = max(rest, owed);
 	/* Before the queue is looked at: a hint that comes later has seen it. */
-	WRITE_ONCE(repair_not_before, jiffies + nsecs_to_jiffies(used * REPAIR_REST));
+	WRITE_ONCE(repair_not_before, jiffies + owed);
 	if (!list_empty(&repair_queue))
 		mod_delayed_work(system_dfl_wq, &repair_work, rest);
 }
