@@ -15,6 +15,8 @@
 #include <linux/bits.h>
 #include <linux/mm.h>
 
+struct mem_cgroup;
+
 #define PAGE_GRANULE_SHIFT	16
 #define PAGE_GRANULE_SIZE	BIT(PAGE_GRANULE_SHIFT)
 #define PAGE_GRANULE_MASK	(~(PAGE_GRANULE_SIZE - 1))
