@@ -362,7 +362,7 @@ void page_granule_count_split_folio(struct vm_area_struct *vma,
 		if (!page_granule_is_whole(vma, start, ptep + i))
 			continue;
 		page_granule_count_split(vma->vm_mm, start);
-		page_granule_repair_later(vma->vm_mm, start);
+		page_granule_repair_split(vma->vm_mm, start);
 	}
 }
 

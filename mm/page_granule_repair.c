@@ -55,7 +55,7 @@ static bool repair_enabled = true;
 /**
  * struct repair_target - What is needed to make a granule whole.
  * @nid: The node that most of its pages are on.
- * @scattered: Others are on other nodes, where somebody may have wanted them.
+ * @scattered: Others are on other nodes.
  * @policy: The memory policy of the VMA, referenced, or NULL.
  * @ilx: The interleave index for @policy.
  * @ceiling: What vma_thp_gfp_mask() says of the VMA.
@@ -849,7 +849,8 @@ int page_granule_collapse_range(struct vm_area_struct *vma, unsigned long start,
  * @due: When its turn may come again, in jiffies.
  * @wait: How long to wait after the next failure, in jiffies.
  * @nr: How many hints there are.
- * @hints: Addresses of granules; the bits below are the number of tries.
+ * @hints: Addresses of granules; the bits below are REPAIR_IN_PLACE and the number of
+ *	   tries.
  * @scan: There were too many hints: look at all of the address space.
  * @scan_addr: Where to go on with that.
  * @scan_failed: What could not be repaired since @scan_addr was 0 may be later.
@@ -866,6 +867,9 @@ struct repair_slot {
 	unsigned long scan_addr;
 	unsigned long hints[REPAIR_HINTS];
 };
+
+/* In a hint: what is on several nodes may be there because somebody wanted that. */
+#define REPAIR_IN_PLACE	BIT(PAGE_SHIFT)
 
 #define REPAIR_HASH_BITS	8
 
@@ -909,7 +913,9 @@ static void repair_add_hint(struct repair_slot *slot, unsigned long hint)
 		if ((slot->hints[i] & PAGE_GRANULE_MASK) ==
 		    (hint & PAGE_GRANULE_MASK)) {
 			/* A new one of the same granule forgets no tries. */
-			slot->hints[i] = max(slot->hints[i], hint);
+			slot->hints[i] = max(slot->hints[i] & ~REPAIR_IN_PLACE,
+					     hint & ~REPAIR_IN_PLACE) |
+					 (hint & REPAIR_IN_PLACE);
 			return;
 		}
 	}
@@ -919,16 +925,7 @@ static void repair_add_hint(struct repair_slot *slot, unsigned long hint)
 		slot->scan = true;
 }
 
-/**
- * page_granule_repair_later - Have a granule repaired soon.
- * @mm: The address space.
- * @addr: An address in the granule.
- *
- * What cannot be remembered is left to MADV_COLLAPSE.
- *
- * Context: Any; a page table lock may be held.
- */
-void page_granule_repair_later(struct mm_struct *mm, unsigned long addr)
+static void repair_later(struct mm_struct *mm, unsigned long hint)
 {
 	unsigned long delay = REPAIR_MIN_REST, not_before;
 	struct repair_slot *slot;
@@ -941,7 +938,7 @@ void page_granule_repair_later(struct mm_struct *mm, unsigned long addr)
 	if (!slot && atomic_read(&mm->mm_users))
 		slot = repair_new_slot(mm);
 	if (slot)
-		repair_add_hint(slot, addr & PAGE_GRANULE_MASK);
+		repair_add_hint(slot, hint);
 	spin_unlock(&repair_lock);
 
 	/* The worker rests as long as it has to, whoever asks. */
@@ -949,6 +946,36 @@ void page_granule_repair_later(struct mm_struct *mm, unsigned long addr)
 	if (time_before(jiffies + delay, not_before))
 		delay = not_before - jiffies;
 	queue_delayed_work(system_dfl_wq, &repair_work, delay);
+}
+
+/**
+ * page_granule_repair_later - Have a granule repaired soon.
+ * @mm: The address space.
+ * @addr: An address in the granule.
+ *
+ * Pages on several nodes, as faults on several CPUs leave them, are brought to the one
+ * that has most of them. What cannot be remembered is left to MADV_COLLAPSE.
+ *
+ * Context: Any; a page table lock may be held.
+ */
+void page_granule_repair_later(struct mm_struct *mm, unsigned long addr)
+{
+	repair_later(mm, addr & PAGE_GRANULE_MASK);
+}
+
+/**
+ * page_granule_repair_split - Have a granule repaired soon that is split now.
+ * @mm: The address space.
+ * @addr: An address in the granule.
+ *
+ * As page_granule_repair_later(), but it may be split for move_pages() or mbind() to
+ * have its pages on several nodes: they are left there.
+ *
+ * Context: Any; a page table lock may be held.
+ */
+void page_granule_repair_split(struct mm_struct *mm, unsigned long addr)
+{
+	repair_later(mm, (addr & PAGE_GRANULE_MASK) | REPAIR_IN_PLACE);
 }
 
 /* See page_granule_exit(). mm_users is 0, and no slot is made for @mm any more. */
@@ -968,13 +995,14 @@ void __page_granule_exit(struct mm_struct *mm)
 }
 
 /*
- * repair_prepare() for the worker, which moves nothing that is locked, nor what
- * move_pages() may have put on several nodes.
+ * repair_prepare() for the worker, which moves nothing that is locked, nor what @hint
+ * says may be on several nodes because somebody wanted that.
  */
-static int repair_prepare_at(struct mm_struct *mm, unsigned long addr,
-			     struct repair_target *target,
-			     struct vm_area_struct **vmap)
+static int repair_prepare_hint(struct mm_struct *mm, unsigned long hint,
+			       struct repair_target *target,
+			       struct vm_area_struct **vmap)
 {
+	const unsigned long addr = hint & PAGE_GRANULE_MASK;
 	struct vm_area_struct *vma = vma_lookup(mm, addr);
 	int ret;
 
@@ -982,15 +1010,15 @@ static int repair_prepare_at(struct mm_struct *mm, unsigned long addr,
 		return -EINVAL;
 	*vmap = vma;
 	ret = repair_prepare(vma, addr, target);
-	return !ret && target->scattered ? -EINVAL : ret;
+	return !ret && target->scattered && (hint & REPAIR_IN_PLACE) ? -EINVAL : ret;
 }
 
 /*
- * Repair one granule of @mm. What is allocated, without the mmap lock, is used if the
+ * Repair the granule of @mm that @hint names. What is allocated, without the mmap lock, is used if the
  * granule is then what it was, in the place that it was to be in. Returns 0 if it is
  * whole, or an error as repair_prepare() and repair_alloc(), or -EAGAIN.
  */
-static int repair_one(struct mm_struct *mm, unsigned long addr)
+static int repair_one(struct mm_struct *mm, unsigned long hint)
 {
 	/* Nobody is reclaimed from for what nobody waits for. */
 	const gfp_t charge = GFP_PAGE_GRANULE_CHARGE & ~__GFP_DIRECT_RECLAIM;
@@ -1004,7 +1032,7 @@ static int repair_one(struct mm_struct *mm, unsigned long addr)
 	/* Whoever holds up one address space must not hold up the others. */
 	if (!mmap_read_trylock(mm))
 		return -EAGAIN;
-	error = repair_prepare_at(mm, addr, &target, &vma);
+	error = repair_prepare_hint(mm, hint, &target, &vma);
 	mmap_read_unlock(mm);
 	if (error)
 		goto out;
@@ -1028,14 +1056,14 @@ static int repair_one(struct mm_struct *mm, unsigned long addr)
 		folio_put(folio);
 		goto out;
 	}
-	error = repair_prepare_at(mm, addr, &now, &vma);
+	error = repair_prepare_hint(mm, hint, &now, &vma);
 	if (!error && (now.nid != target.nid || now.policy != target.policy ||
 		       now.memcg != target.memcg))
 		error = -EAGAIN;
 	if (error)
 		folio_put(folio);
 	else
-		error = repair_finish(vma, addr, false, folio);
+		error = repair_finish(vma, hint & PAGE_GRANULE_MASK, false, folio);
 	mmap_read_unlock(mm);
 out:
 	repair_put_target(&now);
@@ -1045,7 +1073,7 @@ out:
 
 /*
  * Look for a broken granule from *@addr on, and leave *@addr behind it. @looks limits
- * the page tables and granules to look at. Returns 1 if there is one, whose address is
+ * the page tables and granules to look at. Returns 1 if there is one, a hint of which is
  * in *@found; 0 if @looks is used up; -ENOENT at the end of the address space; -EAGAIN
  * if the mmap lock is taken.
  */
@@ -1084,7 +1112,7 @@ static int repair_find(struct mm_struct *mm, unsigned long *addr,
 			state = repair_prepare(vma, at, &target);
 			repair_put_target(&target);
 			if ((!state && !target.scattered) || state == -EAGAIN) {
-				*found = at;
+				*found = at | REPAIR_IN_PLACE;
 				ret = 1;
 				goto out;
 			}
@@ -1142,7 +1170,7 @@ static bool repair_next(struct repair_slot *slot, unsigned int *looks,
 static bool repair_result(struct repair_slot *slot, unsigned long hint, int error)
 {
 	const bool short_of_memory = error == -ENOMEM || error == -EBUSY;
-	const unsigned int tries = hint & ~PAGE_GRANULE_MASK;
+	const unsigned int tries = hint & ~PAGE_MASK;
 	bool goes_on = true;
 
 	spin_lock(&repair_lock);
@@ -1183,7 +1211,7 @@ static void repair_turn(struct repair_slot *slot, u64 start)
 			break;
 		if (!repair_next(slot, &looks, &hint))
 			break;
-		error = repair_one(slot->slot.mm, hint & PAGE_GRANULE_MASK);
+		error = repair_one(slot->slot.mm, hint);
 		failed += error && error != -EINVAL;
 		if (!repair_result(slot, hint, error))
 			break;

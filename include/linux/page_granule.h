@@ -463,6 +463,7 @@ static inline unsigned int page_granule_batch(struct vm_area_struct *vma,
 int page_granule_collapse_range(struct vm_area_struct *vma, unsigned long start,
 				unsigned long end);
 void page_granule_repair_later(struct mm_struct *mm, unsigned long addr);
+void page_granule_repair_split(struct mm_struct *mm, unsigned long addr);
 bool page_granule_has_room(struct mem_cgroup *memcg);
 struct folio *page_granule_alloc_node(gfp_t ceiling, int nid);
 bool page_granule_monitored(struct address_space *mapping, pgoff_t index);

@@ -385,18 +385,27 @@ static unsigned long pages_on(char *granule, int node, unsigned long *memory)
 	return here;
 }
 
+/* From now on memory comes from @node alone, or from where it is near if negative. */
+static int bind_to(int node)
+{
+	const unsigned long mask = 1UL << node;
+
+	if (node < 0)
+		return syscall(__NR_set_mempolicy, MPOL_DEFAULT, NULL, 0UL);
+	return syscall(__NR_set_mempolicy, MPOL_BIND, &mask, 8 * sizeof(mask));
+}
+
 /* Assert that what is bound to a node is repaired on that node. */
 TEST_F_TIMEOUT(page_granule_repair, bound_stays, 60)
 {
 	const size_t len = NR_GRANULES * GRANULE_SIZE;
-	unsigned long mask = 1UL << 1, memory, node;
+	unsigned long memory, node;
 	char *area;
 
 	if (!granule_two_nodes())
 		SKIP(return, NUMA_REMEDY);
 	for (node = 0; node < 2; node++) {
-		mask = 1UL << node;
-		ASSERT_EQ(syscall(__NR_set_mempolicy, MPOL_BIND, &mask, 8 * sizeof(mask)), 0);
+		ASSERT_EQ(bind_to(node), 0);
 		area = granule_area(GRANULE_DEFAULT, len, 0);
 		ASSERT_NE(area, NULL);
 		memset(area, 1, len);
@@ -413,7 +422,51 @@ TEST_F_TIMEOUT(page_granule_repair, bound_stays, 60)
 		EXPECT_EQ(granule_state(self->pagemap, nth(area, 1)), GRANULE_WHOLE);
 		EXPECT_EQ(pages_on(nth(area, CONTROL), node, &memory), GRANULE_NR_PAGES);
 	}
-	ASSERT_EQ(syscall(__NR_set_mempolicy, MPOL_DEFAULT, NULL, 0UL), 0);
+	ASSERT_EQ(bind_to(-1), 0);
+}
+
+/* Assert that a page which a fault has put on another node joins the others. */
+TEST_F_TIMEOUT(page_granule_repair, other_node_joins, 60)
+{
+	unsigned long memory;
+	char *area;
+	int node;
+
+	if (!granule_two_nodes())
+		SKIP(return, NUMA_REMEDY);
+	for (node = 0; node < 2; node++) {
+		ASSERT_EQ(bind_to(node), 0);
+		area = granule_area(GRANULE_DEFAULT, GRANULE_SIZE, 0);
+		ASSERT_NE(area, NULL);
+		memset(area, 1, GRANULE_SIZE);
+		ASSERT_EQ(bind_to(!node), 0);
+		ASSERT_TRUE(granule_break(area, 3));
+		ASSERT_EQ(bind_to(-1), 0);
+		EXPECT_TRUE(granule_until_whole(self->pagemap, area, REPAIR_LIMIT) >= 0);
+		EXPECT_EQ(pages_on(area, node, &memory), GRANULE_NR_PAGES);
+	}
+}
+
+/* Assert that a page which was sent to another node stays there. */
+TEST_F_TIMEOUT(page_granule_repair, moved_stays, 60)
+{
+	int to = 1, status = -1;
+	unsigned long memory;
+	char *area;
+
+	if (!granule_two_nodes())
+		SKIP(return, NUMA_REMEDY);
+	ASSERT_EQ(bind_to(0), 0);
+	area = granule_area(GRANULE_DEFAULT, GRANULE_SIZE, 0);
+	ASSERT_NE(area, NULL);
+	memset(area, 1, GRANULE_SIZE);
+	ASSERT_EQ(bind_to(-1), 0);
+	ASSERT_EQ(granule_move_pages(page_at(area, 5), 1, &to, &status), 0);
+	EXPECT_EQ(status, to);
+	ASSERT_TRUE(repair_passes(self->pagemap, self->area));
+	EXPECT_EQ(pages_on(area, 0, &memory), GRANULE_NR_PAGES - 1);
+	ASSERT_EQ(granule_move_pages(page_at(area, 5), 1, NULL, &status), 0);
+	EXPECT_EQ(status, to);
 }
 
 /* Assert that a granule that wants no huge pages any more is left as it is. */
@@ -1162,12 +1215,10 @@ static unsigned long area_on(char *area, int node)
 /* Populate the area on node 0, in whole granules. */
 static bool populate_on_node0(char *area, int pagemap)
 {
-	unsigned long mask = 1;
-
-	if (syscall(__NR_set_mempolicy, MPOL_BIND, &mask, 8 * sizeof(mask)))
+	if (bind_to(0))
 		return false;
 	granule_fill(area, SCARCE_LEN, 1);
-	return !syscall(__NR_set_mempolicy, MPOL_DEFAULT, NULL, 0UL) &&
+	return !bind_to(-1) &&
 	       granule_count(pagemap, area, SCARCE_LEN, GRANULE_WHOLE) == NR_GRANULES &&
 	       area_on(area, 0) == SCARCE_LEN / BASE_SIZE;
 }
