@@ -54,8 +54,8 @@ lint: work ## checkpatch, sparse, W=1, kernel-doc, shellcheck, codespell
 kernel: work ## build build/obj-ARCH with all checks on
 	@scripts/kernel $(ONE)
 
-boot: kernel ## a root shell in the kernel built (leave with ctrl-a x)
-	@scripts/vm --arch $(ONE) --swap zram --interactive
+boot: kernel ## a root shell in the kernel built, which says what to try there
+	@scripts/boot $(ONE)
 
 kunit: work ## run the KUnit suites in the guest
 	@for a in $(ARCHES); do scripts/kernel $$a; scripts/kunit $$a; done
@@ -69,7 +69,7 @@ mm-compare: work ## the base's mm selftests, unpatched against patched (an hour)
 stress: work ## all at once for 10 minutes, with KASAN and lockdep (builds for 20)
 	@for a in $(ARCHES); do scripts/stress $$a; done
 
-bench: work ## measure every stage of life, and what it costs others, in out/bench/
+bench: work ## measure all stages, and costs for others: Documentation/measured.md
 	@scripts/bench $(ARCHES)
 
 vma-test: work ## run tools/testing/vma on the host

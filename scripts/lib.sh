@@ -84,6 +84,35 @@ worktree()
 	fi
 }
 
+# Nothing of the series: "make bench" writes it into Documentation, where else all is
+# the series'.
+# shellcheck disable=SC2034
+measured_files=(Documentation/measured.md Documentation/bench-{x86_64,arm64}.svg)
+
+# Which commit of this repository the series is of, and whether it is just that: neither
+# patches/ nor build/linux has been worked on since.
+series_commit()
+{
+	local commit head='' hash=''
+	commit=$(git -C "$top" log -1 --abbrev=12 --format=%h -- patches 2>/dev/null)
+	[ ! -f "$linux/.git/page-granule-series" ] ||
+		read -r head hash <"$linux/.git/page-granule-series"
+	if [ -n "$(git -C "$top" status --porcelain -- patches)$(git -C "$linux" status \
+		--porcelain -uno)" ] || [ "$hash" != "$(series_hash)" ] ||
+		[ "$head" != "$(git -C "$linux" rev-parse HEAD)" ]; then
+		commit+=", and what is not committed"
+	fi
+	echo "${commit:-no commit}"
+}
+
+# The version of the QEMU that boots kernels for $1.
+qemu_version()
+{
+	local cpu=x86_64
+	[ "$1" = x86_64 ] || cpu=aarch64
+	"qemu-system-$cpu" --version | sed -n 's/^QEMU emulator version \([^ ]*\).*/\1/p'
+}
+
 # The kernel's log of $1 (a make log) where it went wrong.
 show_errors()
 {
