@@ -1014,9 +1014,9 @@ static int repair_prepare_hint(struct mm_struct *mm, unsigned long hint,
 }
 
 /*
- * Repair the granule of @mm that @hint names. What is allocated, without the mmap lock, is used if the
- * granule is then what it was, in the place that it was to be in. Returns 0 if it is
- * whole, or an error as repair_prepare() and repair_alloc(), or -EAGAIN.
+ * Repair the granule of @mm that @hint names. What is allocated, without the mmap lock,
+ * is used if the granule is then what it was, in the place that it was to be in. Returns
+ * 0 if it is whole, or an error as repair_prepare() and repair_alloc(), or -EAGAIN.
  */
 static int repair_one(struct mm_struct *mm, unsigned long hint)
 {
@@ -1073,7 +1073,7 @@ out:
 
 /*
  * Look for a broken granule from *@addr on, and leave *@addr behind it. @looks limits
- * the page tables and granules to look at. Returns 1 if there is one, a hint of which is
+ * the page tables and granules to look at. Returns 1 if there is one, and a hint of it
  * in *@found; 0 if @looks is used up; -ENOENT at the end of the address space; -EAGAIN
  * if the mmap lock is taken.
  */

@@ -821,8 +821,9 @@ static bool run_repair(const struct column *column)
 {
 	char *granule = map(GRANULE_SIZE);
 
-	if (!granule)
-		return failed("mmap");
+	/* What the attacker had from this process would be shared, and so left alone. */
+	if (!granule || madvise(granule, GRANULE_SIZE, MADV_DONTFORK))
+		return failed("memory for a victim");
 	memset(granule, 1, GRANULE_SIZE);
 	if (column->tagged)
 		tell(ROW_ALONE_TIME, 1000 * time_to_repair(granule, ATTACK_SECONDS));

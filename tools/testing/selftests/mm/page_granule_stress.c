@@ -2546,8 +2546,11 @@ static void reap_workers(void)
 /* A worker that does nothing for minutes is stuck in the kernel, or waits for ever. */
 static void watch(struct worker *worker)
 {
-	unsigned long nr = load(&worker->ops);
+	static const char * const files[] = { "stat", "stack" };
+	/* The comparing at the end of a round is one operation, and may thrash. */
+	unsigned long nr = load(&worker->ops) + load(&worker->pages);
 	char path[64], text[1024] = "";
+	unsigned int i;
 
 	if (!worker->pid)
 		return;
@@ -2557,13 +2560,20 @@ static void watch(struct worker *worker)
 	}
 	if (now() - worker->seen_at < HUNG_MS)
 		return;
-	snprintf(path, sizeof(path), "/proc/%d/wchan", worker->pid);
-	read_file(path, text, sizeof(text));
-	ksft_print_msg("FAIL %s.%u seed %#lx pid %d hangs in: %s; wchan %s\n",
-		       worker->kind->name, worker->nr, (unsigned long)worker->seed,
-		       worker->pid, worker->op, text);
-	/* Whoever else is blocked is in the kernel log then. */
+	ksft_print_msg("FAIL %s.%u seed %#lx pid %d hangs in: %s\n", worker->kind->name,
+		       worker->nr, (unsigned long)worker->seed, worker->pid, worker->op);
+	/* Faults and CPU time tell one that never ends from one that waits. */
+	for (i = 0; i < 2 * ARRAY_SIZE(files); i++) {
+		snprintf(path, sizeof(path), "/proc/%d/%s", worker->pid,
+			 files[i % ARRAY_SIZE(files)]);
+		if (read_file(path, text, sizeof(text)) > 0)
+			ksft_print_msg("%s: %s\n", path, text);
+		if (i == ARRAY_SIZE(files) - 1)
+			sleep(1);
+	}
+	/* Whoever is blocked, or runs, is in the kernel log then. */
 	granule_write("/proc/sysrq-trigger", "w");
+	granule_write("/proc/sysrq-trigger", "l");
 	worker->failed = true;
 	worker->seen_at = now();
 	kill(-worker->pid, SIGKILL);
