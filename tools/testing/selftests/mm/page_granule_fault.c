@@ -1203,27 +1203,6 @@ FIXTURE_VARIANT_ADD(page_granule_memcg, default_tagged)
 	.kind = GRANULE_DEFAULT,
 };
 
-/* The number after "key " in a file of lines, or the whole file's if no key. */
-static long cg_read(const char *dir, const char *name, const char *key)
-{
-	char path[2 * PATH_MAX], line[256];
-	long val = -1;
-	FILE *fp;
-
-	snprintf(path, sizeof(path), "%s/%s", dir, name);
-	fp = fopen(path, "r");
-	if (!fp)
-		return -1;
-	while (val < 0 && fgets(line, sizeof(line), fp)) {
-		if (!key)
-			val = atol(line);
-		else if (!strncmp(line, key, strlen(key)) && line[strlen(key)] == ' ')
-			val = atol(line + strlen(key) + 1);
-	}
-	fclose(fp);
-	return val;
-}
-
 static bool cg_has_word(const char *dir, const char *name, const char *word)
 {
 	char path[2 * PATH_MAX], buf[512], *save, *tok;
@@ -1322,7 +1301,7 @@ static long wait_anon(const char *dir, long expected, long slack)
 	int i;
 
 	for (i = 0; i < 50; i++) {
-		anon = cg_read(dir, "memory.stat", "anon");
+		anon = granule_cg_read(dir, "memory.stat", "anon");
 		if (labs(anon - expected) <= slack)
 			break;
 		usleep(200 * 1000);
@@ -1348,11 +1327,11 @@ TEST_F_TIMEOUT(page_granule_memcg, charge, 60)
 	pid = memcg_child(self->dir, self->area, nr, go[0], done[1]);
 	ASSERT_GE(pid, 0);
 	ASSERT_EQ(read(done[0], &c, 1), 1);
-	current = cg_read(self->dir, "memory.current", NULL);
+	current = granule_cg_read(self->dir, "memory.current", NULL);
 
 	ASSERT_EQ(write(go[1], "g", 1), 1);
 	ASSERT_EQ(read(done[0], &c, 1), 1);
-	charged = cg_read(self->dir, "memory.current", NULL) - current;
+	charged = granule_cg_read(self->dir, "memory.current", NULL) - current;
 	EXPECT_GE(charged, bytes - slack - batches);
 	EXPECT_LE(charged, bytes + slack + batches);
 	charged = wait_anon(self->dir, bytes, slack);
@@ -1361,7 +1340,7 @@ TEST_F_TIMEOUT(page_granule_memcg, charge, 60)
 
 	ASSERT_EQ(write(go[1], "g", 1), 1);
 	ASSERT_EQ(read(done[0], &c, 1), 1);
-	EXPECT_LE(cg_read(self->dir, "memory.current", NULL), current + slack + batches);
+	EXPECT_LE(granule_cg_read(self->dir, "memory.current", NULL), current + slack + batches);
 	EXPECT_LE(wait_anon(self->dir, 0, slack), slack);
 
 	ASSERT_EQ(write(go[1], "g", 1), 1);
@@ -1387,7 +1366,7 @@ TEST_F_TIMEOUT(page_granule_memcg, limit, 60)
 	ASSERT_GE(pid, 0);
 	ASSERT_EQ(waitpid(pid, &status, 0), pid);
 	EXPECT_EQ(status, 0);
-	EXPECT_EQ(cg_read(self->dir, "memory.events", "oom_kill"), 0);
+	EXPECT_EQ(granule_cg_read(self->dir, "memory.events", "oom_kill"), 0);
 
 	/* 16 MiB. */
 	ASSERT_EQ(write(go[1], "ggg", 3), 3);
@@ -1396,9 +1375,9 @@ TEST_F_TIMEOUT(page_granule_memcg, limit, 60)
 	ASSERT_EQ(waitpid(pid, &status, 0), pid);
 	EXPECT_TRUE(WIFSIGNALED(status));
 	EXPECT_EQ(WTERMSIG(status), SIGKILL);
-	EXPECT_EQ(cg_read(self->dir, "memory.events", "oom_kill"), 1);
+	EXPECT_EQ(granule_cg_read(self->dir, "memory.events", "oom_kill"), 1);
 	/* A task that is being killed may go a little over. */
-	EXPECT_LE(cg_read(self->dir, "memory.peak", NULL), 9 << 20);
+	EXPECT_LE(granule_cg_read(self->dir, "memory.peak", NULL), 9 << 20);
 }
 
 /* No order-4 page to be had: fault injection fails them for this task only. */
