@@ -164,6 +164,7 @@ static void opt_outs(struct kunit *test)
 		{ EMPTY_VMA_FLAGS, MMF_DISABLE_THP_EXCEPT_ADVISED, false, true },
 		{ VMA_SAYS_YES, MMF_DISABLE_THP_EXCEPT_ADVISED, true, true },
 	};
+	unsigned long orders;
 	struct vm_area_struct *vma;
 	int i;
 
@@ -181,8 +182,9 @@ static void opt_outs(struct kunit *test)
 		KUNIT_EXPECT_EQ_MSG(test, vma_granule_folios(vma),
 				    cases[i].folios_contract, "case %d", i);
 		KUNIT_EXPECT_TRUE_MSG(test, vma_has_granule(vma, SZ_4G), "case %d", i);
-		KUNIT_EXPECT_EQ_MSG(test, !!page_granule_orders(vma, 0),
-				    cases[i].folios_contract, "case %d", i);
+		orders = cases[i].folios_contract ? BIT(PAGE_GRANULE_ORDER) : 0;
+		KUNIT_EXPECT_EQ_MSG(test, page_granule_orders(vma, 0), orders,
+				    "case %d", i);
 	}
 }
 
