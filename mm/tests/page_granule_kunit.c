@@ -182,7 +182,9 @@ static void opt_outs(struct kunit *test)
 		KUNIT_EXPECT_EQ_MSG(test, vma_granule_folios(vma),
 				    cases[i].folios_contract, "case %d", i);
 		KUNIT_EXPECT_TRUE_MSG(test, vma_has_granule(vma, SZ_4G), "case %d", i);
-		orders = cases[i].folios_contract ? BIT(PAGE_GRANULE_ORDER) : 0;
+		orders = 0;
+		if (cases[i].folios_contract)
+			orders = BIT(PAGE_GRANULE_ORDER);
 		KUNIT_EXPECT_EQ_MSG(test, page_granule_orders(vma, 0), orders,
 				    "case %d", i);
 	}
