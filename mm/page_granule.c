@@ -14,11 +14,14 @@
 #include <linux/mm.h>
 #include <linux/mman.h>
 #include <linux/page_granule.h>
+#include <linux/pagemap.h>
+#include <linux/pgalloc.h>
 #include <linux/pgtable.h>
 #include <linux/prctl.h>
 #include <linux/security.h>
 #include <linux/shmem_fs.h>
 #include <linux/sysfs.h>
+#include <linux/userfaultfd_k.h>
 #include <linux/vmstat.h>
 
 #include <kunit/visibility.h>
@@ -364,6 +367,56 @@ void page_granule_count_split_folio(struct vm_area_struct *vma,
 		page_granule_count_split(vma->vm_mm, start);
 		page_granule_repair_split(vma->vm_mm, start);
 	}
+}
+
+/* Map what is in the page cache, as it was before the folio there was split. */
+static void page_granule_map_pages(struct vm_area_struct *vma, unsigned long addr)
+{
+	struct vm_fault vmf = {
+		.vma = vma,
+		.address = addr & PAGE_MASK,
+		.real_address = addr,
+		.pgoff = linear_page_index(vma, addr),
+		.pmd = mm_find_pmd(vma->vm_mm, addr),
+	};
+
+	if (!vmf.pmd || !vma->vm_ops || !vma->vm_ops->map_pages ||
+	    userfaultfd_armed(vma))
+		return;
+	do_fault_around(&vmf, PAGE_GRANULE_NR);
+	if (vmf.prealloc_pte)
+		pte_free(vma->vm_mm, vmf.prealloc_pte);
+}
+
+/**
+ * page_granule_split_page - Split a folio of which a page is to be moved.
+ * @vma: The VMA that maps the page.
+ * @addr: The address that it is mapped at.
+ * @page: The page, a reference to which is held.
+ *
+ * All of the folio remains mapped there, so that only its page is moved: the next
+ * fault would find a granule that is empty, and populate all of it.
+ *
+ * Context: The mmap lock is held. Sleeps.
+ * Return: 0 if the page is a folio of its own, which holds the reference; otherwise
+ * an error, as if somebody else knows the folio.
+ */
+int page_granule_split_page(struct vm_area_struct *vma, unsigned long addr,
+			    struct page *page)
+{
+	struct folio *folio = page_folio(page);
+	int err = 0;
+
+	folio_lock(folio);
+	folio_wait_writeback(folio);
+	if (folio_test_large(folio))
+		err = split_huge_page(page);
+	folio = page_folio(page);
+	folio_unlock(folio);
+
+	if (!err && !folio_test_anon(folio))
+		page_granule_map_pages(vma, addr);
+	return err;
 }
 
 /**
