@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <linux/ptrace.h>
+#include <linux/userfaultfd.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -339,6 +340,51 @@ static bool make_guarded(void)
 	granule_fill(ARENA, 2 * GRANULE_SIZE, 1);
 	return !madvise(nth(ARENA, 1), BASE_SIZE, MADV_GUARD_INSTALL) &&
 	       !madvise(nth(ARENA, 2), BASE_SIZE, MADV_GUARD_INSTALL);
+}
+
+/* Write-protect one page. The file that tells of it is to stay open. */
+static bool protect_page(char *area, char *page)
+{
+	struct uffdio_writeprotect wp = {
+		.range = { .start = (uintptr_t)page, .len = BASE_SIZE },
+		.mode = UFFDIO_WRITEPROTECT_MODE_WP,
+	};
+	int uffd = granule_uffd_open(UFFD_FEATURE_PAGEFAULT_FLAG_WP);
+
+	return uffd >= 0 && !uffd_register(uffd, area, GRANULE_SIZE, false, true, false) &&
+	       !ioctl(uffd, UFFDIO_WRITEPROTECT, &wp);
+}
+
+/* A page that was given back and is only read, and a folio that was split in place */
+static bool make_split(void)
+{
+	char command[64];
+
+	if (!map_at(GRANULE_DEFAULT, ARENA, 3 * GRANULE_SIZE, 0))
+		return false;
+	granule_fill(ARENA, 3 * GRANULE_SIZE, 1);
+	if (madvise(nth(ARENA, 0) + 3 * BASE_SIZE, BASE_SIZE, MADV_DONTNEED))
+		return false;
+	FORCE_READ(nth(ARENA, 0)[3 * BASE_SIZE]);
+	snprintf(command, sizeof(command), "%d,0x%lx,0x%lx,0", getpid(),
+		 (unsigned long)nth(ARENA, 1), (unsigned long)nth(ARENA, 2));
+	return !granule_write("/sys/kernel/debug/split_huge_pages", command);
+}
+
+static bool make_protected(void)
+{
+	if (!map_at(GRANULE_DEFAULT, ARENA, 2 * GRANULE_SIZE, 0))
+		return false;
+	granule_fill(ARENA, 2 * GRANULE_SIZE, 1);
+	return protect_page(nth(ARENA, 1), nth(ARENA, 1) + 5 * BASE_SIZE);
+}
+
+static bool make_mergeable(void)
+{
+	if (!map_at(GRANULE_DEFAULT, ARENA, 2 * GRANULE_SIZE, 0))
+		return false;
+	memset(ARENA, 0x4b, 2 * GRANULE_SIZE);
+	return !madvise(ARENA, 2 * GRANULE_SIZE, MADV_MERGEABLE);
 }
 
 /* The golden text of "show", for the whole of it */
@@ -868,6 +914,48 @@ TEST_F(page_granule_tool, guarded)
 	EXPECT_NE(strstr(res.out, " 2 with guard pages\n"), NULL);
 }
 
+/* Assert that 16 pages side by side are not taken for a folio, nor read zeroes for it. */
+TEST_F(page_granule_tool, split)
+{
+	if (access("/sys/kernel/debug/split_huge_pages", W_OK))
+		SKIP(return, "nothing splits folios on demand: mount debugfs");
+	START(make_split, false);
+	ASSERT_EQ(tool("map", self->number), 0);
+	EXPECT_NE(strstr(res.out, "  100000000000  xx#\n"), NULL) TH_LOG("%s", res.out);
+	ASSERT_EQ(tool("show", self->number), 0);
+	EXPECT_NE(strstr(res.out, " 1 partly zeroes, 1 of single pages\n"), NULL)
+		TH_LOG("%s", res.out);
+}
+
+/* Assert that a page that differs from the others in its entry is a reason. */
+TEST_F(page_granule_tool, unlike)
+{
+	int uffd = granule_uffd_open(UFFD_FEATURE_PAGEFAULT_FLAG_WP);
+
+	if (uffd < 0)
+		SKIP(return, "no write protection by userfaultfd: set CONFIG_USERFAULTFD=y");
+	close(uffd);
+	START(make_protected, false);
+	ASSERT_EQ(tool("map", self->number), 0);
+	EXPECT_NE(strstr(res.out, "  100000000000  #"), NULL) TH_LOG("%s", res.out);
+	EXPECT_NE(strstr(res.out, "  100000010000  x\n"), NULL) TH_LOG("%s", res.out);
+	ASSERT_EQ(tool("show", self->number), 0);
+	EXPECT_NE(strstr(res.out, " 1 of unlike pages\n"), NULL) TH_LOG("%s", res.out);
+}
+
+/* Assert that what KSM has merged is not called scattered. */
+TEST_F_TIMEOUT(page_granule_tool, merged, 120)
+{
+	if (ksm_get_full_scans() < 0)
+		SKIP(return, "no KSM: build the kernel with CONFIG_KSM=y");
+	START(make_mergeable, false);
+	ASSERT_EQ(ksm_start(), 0);
+	/* ksm_stop() would unmerge them again. */
+	ASSERT_EQ(granule_write("/sys/kernel/mm/ksm/run", "0"), 0);
+	ASSERT_EQ(tool("show", self->number), 0);
+	EXPECT_NE(strstr(res.out, " 2 merged by KSM\n"), NULL) TH_LOG("%s", res.out);
+}
+
 /* Assert that processes that have granules are listed, most memory first. */
 TEST_F(page_granule_tool, show_all)
 {
@@ -917,6 +1005,39 @@ TEST_F(page_granule_tool, advise)
 		  NULL);
 	EXPECT_TRUE(granule_same_text(golden_advise,
 				      cut(res.out, "[anon:dense]", golden_advise)));
+}
+
+/*
+ * Two mappings that are neither aligned nor a multiple of 64 KiB: of the first, three
+ * pages lie outside of its whole blocks, of the second all.
+ */
+static bool make_edges(void)
+{
+	const size_t len = 4 * GRANULE_SIZE + 7 * BASE_SIZE;
+
+	if (!map_at(GRANULE_UNTAGGED, ARENA + 13 * BASE_SIZE, len, 0) ||
+	    !name_it(ARENA + 13 * BASE_SIZE, len, "edges") ||
+	    !map_at(GRANULE_UNTAGGED, EDGED + BASE_SIZE, 14 * BASE_SIZE, 0) ||
+	    !name_it(EDGED + BASE_SIZE, 14 * BASE_SIZE, "small"))
+		return false;
+	memset(ARENA + 13 * BASE_SIZE, 1, 3 * BASE_SIZE);
+	touch(nth(ARENA, 1), 4, 15);
+	memset(EDGED + BASE_SIZE, 1, 14 * BASE_SIZE);
+	return true;
+}
+
+/* Assert that no growth is foretold for pages that no granule would hold. */
+TEST_F(page_granule_tool, advise_edges)
+{
+	static const char edges[] =
+"[anon:edges]: yes, 15.0 of 16 pages in use, +6 %\n"
+"    252 kB, in granules 268 kB; 7 faults instead of 63\n";
+
+	START(make_edges, false);
+	ASSERT_EQ(tool("advise", "-t", "0", self->number), 0);
+	EXPECT_NE(strstr(res.out, edges), NULL) TH_LOG("%s", res.out);
+	EXPECT_NE(strstr(res.out, "[anon:small]: no, 56 kB that no 64 kB block holds\n"), NULL)
+		TH_LOG("%s", res.out);
 }
 
 /* Assert that watching tells what is referenced and, where it is known, written. */
