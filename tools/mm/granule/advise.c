@@ -11,10 +11,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -38,6 +40,7 @@
 enum kind {
 	KIND_ANON,		/* what a default of 64 KiB tags */
 	KIND_TAGGED,
+	KIND_HUGE,
 	KIND_NOHUGE,
 	KIND_OTHER,
 };
@@ -58,6 +61,7 @@ struct group {
 	unsigned long pages;		/* in use, in blocks that can be granules */
 	unsigned long blocks;		/* that have any */
 	unsigned long edge_pages;	/* in use, elsewhere */
+	unsigned long unseen;		/* kB that /proc/PID/pagemap does not show */
 	unsigned long written;
 	unsigned long new_pages;	/* since the first look */
 };
@@ -70,11 +74,14 @@ struct report {
 
 static bool is_anon(const struct vma *vma)
 {
-	if (vma->special || vma->inode)
-		return !vma->special && !strcmp(vma->name, "/dev/zero (deleted)");
+	if (vma->special)
+		return false;
+	/* Shared memory is a file that has no name but this, or one that it was given. */
+	if (vma->inode)
+		return !strcmp(vma->name, "/dev/zero (deleted)") ||
+		       !strncmp(vma->name, "[anon_shmem:", 12);
 	return !*vma->name || !strncmp(vma->name, "[anon:", 6) ||
-	       !strncmp(vma->name, "[anon_shmem:", 12) || !strcmp(vma->name, "[heap]") ||
-	       !strcmp(vma->name, "[stack]");
+	       !strcmp(vma->name, "[heap]") || !strcmp(vma->name, "[stack]");
 }
 
 static enum kind vma_advice_kind(const struct vma *vma)
@@ -83,6 +90,8 @@ static enum kind vma_advice_kind(const struct vma *vma)
 		return KIND_TAGGED;
 	if (!is_anon(vma))
 		return KIND_OTHER;
+	if (vma->huge && 2 * vma->huge >= vma->rss)
+		return KIND_HUGE;
 	return vma->nohuge ? KIND_NOHUGE : KIND_ANON;
 }
 
@@ -92,8 +101,10 @@ static void group_name(const struct vma *vma, enum kind kind, bool small, char *
 		snprintf(name, size, "memory in granules already");
 	else if (kind == KIND_OTHER)
 		snprintf(name, size, "files and the like");
+	else if (kind == KIND_HUGE)
+		snprintf(name, size, "memory in huge pages already");
 	else if (kind == KIND_NOHUGE)
-		snprintf(name, size, "stacks of threads");
+		snprintf(name, size, "stacks of threads and the like");
 	else if (!strcmp(vma->name, "[heap]"))
 		snprintf(name, size, "heap");
 	else if (!strcmp(vma->name, "[stack]"))
@@ -130,11 +141,12 @@ static void count_block(struct process *proc, const struct vma *vma, const struc
 	const unsigned int used = block->present + block->swapped;
 
 	(void)proc;
+	(void)vma;
 	group->written += block->written;
 	/* Zeroes that are only read cost nothing, in granules neither. */
 	if (!used)
 		return;
-	if (block->cut || (group->kind == KIND_TAGGED && !in_granules(vma))) {
+	if (block->cut) {
 		group->edge_pages += used;
 	} else {
 		group->pages += used;
@@ -178,6 +190,8 @@ static void look(struct process *proc, struct report *report)
 		group->nr_vmas++;
 		group->kb += kb;
 		group->referenced += vma->referenced;
+		if (vma->perms[3] == 's')
+			group->unseen += vma->swap;
 		if (kind != KIND_OTHER)
 			scan_vma(proc, vma, kind == KIND_ANON ? block_shift(vma) : 0,
 				 count_block, group);
@@ -286,7 +300,8 @@ static unsigned long kb_in_granules(const struct group *group)
 {
 	if (group->kind != KIND_ANON)
 		return group->kb;
-	return group->blocks * (GRANULE_SZ / 1024) + group->edge_pages * (PAGE_SZ / 1024);
+	return group->blocks * (GRANULE_SZ / 1024) + group->edge_pages * (PAGE_SZ / 1024) +
+	       group->unseen;
 }
 
 static double growth(unsigned long kb, unsigned long then)
@@ -311,7 +326,7 @@ static void print_group(const struct group *group, double seconds, bool written)
 	unsigned long entries;
 
 	print_name(group->name, -1);
-	if (group->kind == KIND_TAGGED) {
+	if (group->kind == KIND_TAGGED || group->kind == KIND_HUGE) {
 		printf(": already, %s\n", human(group->kb));
 		return;
 	}
@@ -333,8 +348,9 @@ static void print_group(const struct group *group, double seconds, bool written)
 	/* What is in use is taken to be spread as evenly as what is referenced. */
 	entries = group->referenced * 1024 / PAGE_SZ;
 	if (seconds)
-		printf("    in %.0f s: %s referenced, %lu TLB entries instead of %lu", seconds,
-		       human(group->referenced), (unsigned long)(entries / used + 0.999), entries);
+		printf("    in %.0f s: %s referenced, at best %lu TLB entries instead of %lu",
+		       seconds, human(group->referenced),
+		       (unsigned long)(entries / used + 0.999), entries);
 	if (seconds && written)
 		printf(", %s written", human(group->written * PAGE_SZ / 1024));
 	if (seconds && group->new_pages)
@@ -365,6 +381,24 @@ static void quote(FILE *out, const char *word)
 	putc('\'', out);
 }
 
+/* Is this the name of a program? Some processes write what they do over theirs. */
+static bool is_program(const char *name)
+{
+	const char *dir, *path = getenv("PATH") ?: "/bin:/usr/bin";
+	char file[PATH_MAX];
+	int len;
+
+	if (strchr(name, '/'))
+		return !access(name, X_OK);
+	for (dir = path; *dir; dir += len + !!dir[len]) {
+		len = strcspn(dir, ":");
+		snprintf(file, sizeof(file), "%.*s/%s", len, dir, name);
+		if (!access(file, X_OK))
+			return true;
+	}
+	return false;
+}
+
 /* The command line of a process as one types it, to be freed. NULL if one does not. */
 static char *command_line(pid_t pid)
 {
@@ -379,10 +413,11 @@ static char *command_line(pid_t pid)
 	if (!len || len == sizeof(words) || words[len - 1])
 		return NULL;
 	for (i = 0; i < len; i++) {
-		/* A terminal would take it for a command. */
-		if (words[i] && ((unsigned char)words[i] < ' ' || words[i] == 0x7f))
+		if (words[i] && unprintable(words + i))
 			return NULL;
 	}
+	if (!is_program(words))
+		return NULL;
 	out = must(open_memstream(&line, &size));
 	for (i = 0; i < len; i += strlen(words + i) + 1) {
 		if (i)
@@ -393,24 +428,100 @@ static char *command_line(pid_t pid)
 	return line;
 }
 
-static void print_verdict(pid_t pid, const struct report *report, const char *line)
+/* Whatever its memory is like, would the program have no granules? */
+static const char *why_none(const struct process *proc)
 {
-	unsigned long then = 0, anon = 0, good = 0, tagged = 0;
-	const char *verb = line ? line : "COMMAND";
+	unsigned char ident[5] = { 0 };
+	struct stat st;
+	char path[64];
+	int fd;
+
+	if (proc->thp_disabled)
+		return "PR_SET_THP_DISABLE is set for it";
+	snprintf(path, sizeof(path), "/proc/%d/exe", proc->pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return NULL;
+	if (read(fd, ident, sizeof(ident)) != sizeof(ident) || fstat(fd, &st))
+		st.st_mode = 0;
+	close(fd);
+	if (ident[4] == 1)
+		return "a 32-bit program has no granules";
+	if (st.st_mode & S_ISUID)
+		return "a set-user-ID program starts with 4 KiB";
+	return NULL;
+}
+
+/* How much more the cgroup of a process may take, in kB, if it has a limit that is known */
+static unsigned long cgroup_room(pid_t pid)
+{
+	char path[PATH_MAX], line[PATH_MAX / 2], text[32];
+	unsigned long max, now, room = ULONG_MAX;
+	FILE *fp = open_proc(pid, "cgroup");
+	char *dir = NULL, *slash;
+
+	while (fp && !dir && fgets(line, sizeof(line), fp)) {
+		line[strcspn(line, "\n")] = '\0';
+		if (!strncmp(line, "0::/", 4))
+			dir = line + 3;
+	}
+	if (fp)
+		fclose(fp);
+	for (; dir && *dir; *slash = '\0') {
+		slash = strrchr(dir, '/');
+		snprintf(path, sizeof(path), "/sys/fs/cgroup%s/memory.max", dir);
+		if (!slash || !read_text(path, text, sizeof(text)) || !strcmp(text, "max"))
+			goto next;
+		max = strtoul(text, NULL, 10);
+		snprintf(path, sizeof(path), "/sys/fs/cgroup%s/memory.current", dir);
+		if (!read_text(path, text, sizeof(text)))
+			goto next;
+		now = strtoul(text, NULL, 10);
+		if (room > (max > now ? max - now : 0) / 1024)
+			room = (max > now ? max - now : 0) / 1024;
+next:
+		if (!slash)
+			break;
+	}
+	return room;
+}
+
+/* What to type, and what may be in the way of it */
+static void print_command(pid_t pid, const char *line, unsigned long more)
+{
+	const unsigned long room = cgroup_room(pid);
+
+	if (more > room)
+		printf("but: its memory cgroup has room for %s\n", human(room));
+	printf("type: granule run -- %s\n", line ?: "COMMAND");
+}
+
+static void print_verdict(const struct process *proc, const struct report *report,
+			  const char *line)
+{
+	unsigned long then = 0, anon = 0, good = 0, fair = 0, heap = 0, huge = 0, tagged = 0;
+	const char *why = why_none(proc);
 	unsigned long more;
 	double grown;
 	size_t i;
 
 	for (i = 0; i < report->nr; i++) {
 		const struct group *group = &report->groups[i];
+		const enum verdict verdict = group_verdict(group);
 
 		then += kb_in_granules(group);
 		if (group->kind == KIND_ANON)
 			anon += group->kb;
 		if (group->kind == KIND_TAGGED)
 			tagged += group->kb;
-		if (group_verdict(group) == VERDICT_YES)
+		if (group->kind == KIND_HUGE)
+			huge += group->kb;
+		if (verdict != VERDICT_NO)
+			fair += group->kb;
+		if (verdict == VERDICT_YES)
 			good += group->kb;
+		if (verdict == VERDICT_YES && !strcmp(group->name, "heap"))
+			heap += group->kb;
 	}
 	grown = growth(report->kb, then);
 	more = then > report->kb ? then - report->kb : 0;
@@ -418,25 +529,60 @@ static void print_verdict(pid_t pid, const struct report *report, const char *li
 	       grown);
 	if (tagged >= LITTLE_KB && tagged >= anon) {
 		puts("verdict: already, most of it is in granules");
-		printf("type: granule show %d\n", pid);
+		printf("type: granule show %d\n", proc->pid);
+	} else if (why) {
+		printf("verdict: no, %s\n", why);
+		puts("type: nothing, it would have 4 kB");
+	} else if (huge >= LITTLE_KB && huge >= anon) {
+		puts("verdict: no, most of it is in huge pages, which are larger");
+		puts("type: nothing, what it has is right for it");
 	} else if (anon < LITTLE_KB) {
 		printf("verdict: no, there is little to gain with %s\n", human(anon));
 		puts("type: nothing, 4 kB is right for it");
 	} else if (grown <= YES_GROWTH && good >= anon / 2) {
 		printf("verdict: yes, %s for %s of dense memory\n", human(more),
 		       human(good));
-		printf("type: granule run -- %s\n", verb);
-	} else if (good >= LITTLE_KB) {
+		print_command(proc->pid, line, more);
+	} else if (good - heap >= LITTLE_KB) {
 		printf("verdict: in part, %s is dense and the rest is not\n", human(good));
 		puts("type: MAP_GRANULE_64KB, in the mmap() of what says yes above");
-	} else if (grown <= MAYBE_GROWTH) {
+	} else if (good >= LITTLE_KB) {
+		printf("verdict: in part, the heap of %s is dense and the rest is not\n",
+		       human(heap));
+		puts("type: prctl(PR_SET_PAGE_GRANULE, PR_GRANULE_MMAP, 65536, 0, 0) in main()");
+	} else if (grown <= MAYBE_GROWTH && fair >= anon / 2) {
 		printf("verdict: maybe, if faults and TLB misses matter more than %s\n",
 		       human(more));
-		printf("type: granule run -- %s\n", verb);
+		print_command(proc->pid, line, more);
 	} else {
 		printf("verdict: no, it would take %s more\n", human(more));
 		puts("type: nothing, 4 kB is right for it");
 	}
+}
+
+/*
+ * Tells one life of a process from the next: when it was started, and what of the
+ * memory of its program execve() places anew. It is for comparison only.
+ */
+static void read_identity(pid_t pid, char *text, size_t size)
+{
+	FILE *fp = open_proc(pid, "stat");
+	char line[1024], *word;
+	size_t len = 0;
+	int i = 3;
+
+	*text = '\0';
+	if (fp && fgets(line, sizeof(line), fp)) {
+		word = strrchr(line, ')');
+		for (word = strtok(word ? word + 1 : line, " "); word; word = strtok(NULL, " ")) {
+			/* starttime, startcode and startstack, as proc(5) counts them */
+			if ((i == 22 || i == 26 || i == 28) && len < size)
+				len += snprintf(text + len, size - len, "%s ", word);
+			i++;
+		}
+	}
+	if (fp)
+		fclose(fp);
 }
 
 static int advise(pid_t pid, long seconds)
@@ -444,12 +590,14 @@ static int advise(pid_t pid, long seconds)
 	struct report before = { 0 }, after = { 0 }, *report = &before;
 	struct process proc, again;
 	const bool written = tells_written();
+	char first[100], second[100], enabled[16];
 	double watched = 0;
 	bool ended = false;
 	char *line;
 	size_t i;
 	int ret = EXIT_SUCCESS;
 
+	read_identity(pid, first, sizeof(first));
 	if (!open_process(&proc, pid))
 		return EXIT_FAILURE;
 	look(&proc, &before);
@@ -458,15 +606,16 @@ static int advise(pid_t pid, long seconds)
 	print_name(proc.comm, -1);
 	putchar('\n');
 	if (seconds) {
-		printf("This resets which pages of %d are referenced and soft-dirty, no more.\n",
-		       pid);
+		printf("This resets which pages of %d are referenced and soft-dirty.\n", pid);
 		if (!reset_bits(pid, "4") || !reset_bits(pid, "1")) {
 			ret = EXIT_FAILURE;
 			goto out;
 		}
 		watched = watch(pid, seconds);
 	}
-	if (seconds && !process_ended(pid) && open_process(&again, pid)) {
+	read_identity(pid, second, sizeof(second));
+	if (seconds && !process_ended(pid) && !strcmp(first, second) &&
+	    open_process(&again, pid)) {
 		look(&again, &after);
 		/* Half a look is worse than the first one. */
 		ended = again.ended;
@@ -483,9 +632,11 @@ static int advise(pid_t pid, long seconds)
 	putchar('\n');
 	for (i = 0; i < report->nr; i++)
 		print_group(&report->groups[i], watched, written);
-	print_verdict(pid, report, line);
+	print_verdict(&proc, report, line);
 	if (!kernel_has_granules())
 		printf("But %s.\n", NO_KERNEL);
+	else if (read_text(SYSFS "enabled", enabled, sizeof(enabled)) && !strcmp(enabled, "0"))
+		printf("But %s.\n", granule_unoffered());
 	proc.ended |= ended;
 	ret = note_ended(&proc);
 out:

@@ -97,6 +97,17 @@ int end_usage(void)
 	return verb && !strcmp(verb, "run") ? EXIT_TOOL : EXIT_USAGE;
 }
 
+/* Returns the exit status: a full disk must not look like success. */
+static int end_output(int status)
+{
+	if (fflush(stdout))
+		write_error = errno;
+	if (!ferror(stdout))
+		return status;
+	complain("cannot write the output: %s", strerror(write_error ?: EIO));
+	return EXIT_FAILURE;
+}
+
 /* getopt_long() with messages of our own: it says what, usage() says what else. */
 int next_option(const char *verb, int argc, char **argv, const char *shorts,
 		const struct option *longs)
@@ -109,12 +120,15 @@ int next_option(const char *verb, int argc, char **argv, const char *shorts,
 	opt = getopt_long(argc, argv, shorts, longs, NULL);
 	if (opt == 'h') {
 		print_help(stdout);
-		exit(EXIT_SUCCESS);
+		exit(end_output(EXIT_SUCCESS));
 	}
 	if (opt == ':')
 		usage(verb, "option '%s' needs a value", argv[optind - 1]);
 	if (opt == '?') {
 		word = argv[optind > at ? optind - 1 : at];
+		if (!strncmp(word, "--", 2) && optopt)
+			usage(verb, "option '%.*s' takes no value",
+			      (int)strcspn(word, "="), word);
 		if (!strncmp(word, "--", 2))
 			usage(verb, "there is no option '%s'", word);
 		usage(verb, "there is no option '-%c'", isprint(optopt) ? optopt : '?');
@@ -146,14 +160,26 @@ pid_t parse_pid(const char *verb, int argc, char **argv, bool needed)
 	return 0;
 }
 
-/*
- * Names are what programs make them. What a terminal would take for a command is
- * not printed.
- */
+/* How many bytes at @text would a terminal take for a command? */
+int unprintable(const char *text)
+{
+	const unsigned char *s = (const unsigned char *)text;
+
+	/* The second set of control characters is two bytes each in UTF-8. */
+	if (s[0] == 0xc2 && s[1] >= 0x80 && s[1] < 0xa0)
+		return 2;
+	return *s < ' ' || *s == 0x7f;
+}
+
+/* Names are what programs make them. At most @max bytes, unless that is -1. */
 void print_name(const char *name, int max)
 {
-	for (; *name && max; name++, max--)
-		putchar((unsigned char)*name < ' ' || *name == 0x7f ? '?' : *name);
+	int skip;
+
+	for (; *name && max; name += skip ?: 1, max--) {
+		skip = unprintable(name);
+		putchar(skip ? '?' : *name);
+	}
 }
 
 /* How many bytes of UTF-8 are one character? 0 if they are none. */
@@ -189,8 +215,8 @@ void json_string(const char *text)
 			fputs("\\ufffd", stdout);
 		else if (*s == '"' || *s == '\\')
 			printf("\\%c", *s);
-		else if (*s < ' ' || *s == 0x7f)
-			printf("\\u%04x", *s);
+		else if (unprintable((const char *)s))
+			printf("\\u%04x", len == 2 ? s[1] : s[0]);
 		else
 			fwrite(s, 1, len, stdout);
 	}
@@ -249,27 +275,18 @@ int main(int argc, char **argv)
 		{ "stat", stat_main },
 		{ "supported", supported_main },
 	};
-	int status;
 	size_t i;
 
 	if (argc < 2)
 		usage(NULL, "what to do?");
 	if (!strcmp(argv[1], "-h") || !strcmp(argv[1], "--help") || !strcmp(argv[1], "help")) {
 		print_help(stdout);
-		return EXIT_SUCCESS;
+		return end_output(EXIT_SUCCESS);
 	}
 	for (i = 0; i < ARRAY_SIZE(verbs); i++) {
 		if (strcmp(argv[1], verbs[i].verb))
 			continue;
-		status = verbs[i].main(argc - 1, argv + 1);
-		/* A full disk must not look like success. */
-		if (fflush(stdout))
-			write_error = errno;
-		if (ferror(stdout)) {
-			complain("cannot write the output: %s", strerror(write_error ?: EIO));
-			return EXIT_FAILURE;
-		}
-		return status;
+		return end_output(verbs[i].main(argc - 1, argv + 1));
 	}
 	usage(NULL, "there is no verb '%s'", argv[1]);
 }

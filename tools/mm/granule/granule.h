@@ -150,6 +150,7 @@ struct vma {
 	unsigned long rss;
 	unsigned long swap;
 	unsigned long referenced;
+	unsigned long huge;
 	unsigned long granule;
 	unsigned long granule_mapped;
 	char perms[5];
@@ -165,6 +166,7 @@ struct process {
 	char comm[64];
 	unsigned long mmap_kb;		/* 0 where the kernel has no granules */
 	unsigned long exec_kb;
+	bool thp_disabled;
 	struct vma *vmas;
 	size_t nr_vmas;
 	int pagemap;
@@ -219,6 +221,7 @@ int next_option(const char *verb, int argc, char **argv, const char *shorts,
 		const struct option *longs);
 long parse_number(const char *verb, const char *what, const char *text, long min, long max);
 pid_t parse_pid(const char *verb, int argc, char **argv, bool needed);
+int unprintable(const char *text);
 void print_name(const char *name, int max);
 void json_string(const char *text);
 const char *human(unsigned long kb);

@@ -15,6 +15,9 @@
 /* What stands left of the characters of a row: the address of the first */
 #define INDENT		16
 #define MIN_ROW		16
+#define MIN_NAME	8
+/* From how many rows on what is alike is one line; what is empty, from one row on */
+#define FOLD_ROWS	4
 
 static const struct {
 	char c;
@@ -26,7 +29,7 @@ static const struct {
 	[BROKEN] = { 'x', "\033[31m", "broken" },
 	[SWAPPED] = { 's', "\033[34m", "swapped" },
 	[ZERO] = { '0', "\033[36m", "zeroes" },
-	[BASE] = { 'u', "\033[33m", "untagged" },
+	[BASE] = { 'u', "\033[33m", "base pages" },
 	[UNKNOWN] = { '?', "\033[35m", "whole or broken" },
 };
 
@@ -78,7 +81,7 @@ static void settle_unknown(struct picture *pic, const struct vma *vma)
 		if (pic->spots[i].state == UNKNOWN)
 			pic->spots[i].state = whole ? WHOLE : BROKEN;
 	}
-	pic->unknown |= whole && whole < nr;
+	pic->unknown |= nr && whole && whole != nr;
 }
 
 static void set_color(struct picture *pic, const char *color)
@@ -108,34 +111,42 @@ static void draw(struct picture *pic, unsigned long addr, enum state state)
 		end_row(pic);
 }
 
-/* Nothing is populated from @addr to @end. A row and more of that is one line. */
-static void draw_empty(struct picture *pic, unsigned long addr, unsigned long end)
+/* From @addr to @end all is in one state. What is long is one line. */
+static void draw_alike(struct picture *pic, unsigned long addr, unsigned long end,
+		       enum state state)
 {
+	const unsigned long fold = pic->row * (state == EMPTY ? 1UL : FOLD_ROWS);
 	unsigned long nr;
 
 	for (; addr < end; addr += GRANULE_SZ) {
 		nr = (end - addr) / GRANULE_SZ;
-		if (!pic->column && nr >= pic->row) {
-			printf("  %012lx  %lu empty, %s\n", addr, nr,
-			       human(nr * (GRANULE_SZ / 1024)));
+		if (!pic->column && nr >= fold) {
+			printf("  %012lx  ", addr);
+			set_color(pic, drawn[state].color);
+			printf("%lu %s", nr, drawn[state].text);
+			set_color(pic, "");
+			printf(", %s\n", human(nr * (GRANULE_SZ / 1024)));
 			return;
 		}
-		draw(pic, addr, EMPTY);
+		draw(pic, addr, state);
 	}
 }
 
 static void draw_stretch(struct picture *pic, unsigned long start, unsigned long end)
 {
 	unsigned long addr = start & ~(GRANULE_SZ - 1);
-	size_t i;
+	const struct spot *spot = pic->spots, *last = spot + pic->nr, *first;
 
 	end = (end + GRANULE_SZ - 1) & ~(GRANULE_SZ - 1);
-	for (i = 0; i < pic->nr; i++) {
-		draw_empty(pic, addr, pic->spots[i].addr);
-		draw(pic, pic->spots[i].addr, pic->spots[i].state);
-		addr = pic->spots[i].addr + GRANULE_SZ;
+	while (spot < last) {
+		draw_alike(pic, addr, spot->addr, EMPTY);
+		first = spot;
+		addr = spot->addr;
+		for (; spot < last && spot->addr == addr && spot->state == first->state; spot++)
+			addr += GRANULE_SZ;
+		draw_alike(pic, first->addr, addr, first->state);
 	}
-	draw_empty(pic, addr, end);
+	draw_alike(pic, addr, end, EMPTY);
 	end_row(pic);
 }
 
@@ -161,7 +172,8 @@ static void draw_heading(const struct vma *vma, size_t nr, int columns)
 	len = printf("%s, %s", vma_kind(vma), human((vma[nr - 1].end - vma->start) / 1024));
 	if (*vma->name) {
 		len += printf(", ");
-		print_name(vma->name, columns - len - (int)strlen(more));
+		len += strlen(more);
+		print_name(vma->name, columns > len ? columns - len : MIN_NAME);
 	}
 	puts(more);
 }
@@ -229,6 +241,9 @@ static int draw_process(pid_t pid, bool color)
 		pic.nr = 0;
 		for (j = 0; j < nr && !proc.ended; j++)
 			scan_vma(&proc, &vma[j], 0, add_spot, &pic);
+		/* What was not read is not empty. */
+		if (proc.ended)
+			break;
 		settle_unknown(&pic, vma);
 		draw_heading(vma, nr, columns);
 		draw_stretch(&pic, vma->start, vma[nr - 1].end);

@@ -42,8 +42,16 @@ const char * const why_name[NR_WHYS] = {
 /* Why a file of a process cannot be used, and what helps */
 void explain(pid_t pid, const char *name, int error)
 {
-	if (error == ENOENT || error == ESRCH)
+	char path[32];
+
+	snprintf(path, sizeof(path), "/proc/%d", pid);
+	if (access("/proc/self", F_OK))
+		complain("nothing in /proc; mount it");
+	else if (error == ESRCH || (error == ENOENT && access(path, F_OK)))
 		complain("no process %d; \"ps -e\" lists those that there are", pid);
+	else if (error == ENOENT)
+		complain("no /proc/%d/%s; boot a kernel built with CONFIG_PROC_PAGE_MONITOR=y",
+			 pid, name);
 	else if (error == EACCES || error == EPERM)
 		complain("/proc/%d/%s: %s; %s", pid, name, strerror(error),
 			 geteuid() ? "be root, or the user who runs it" :
@@ -104,6 +112,7 @@ static bool parse_kb(const char *line, const char *format, unsigned long *kb)
 void read_status(struct process *proc)
 {
 	FILE *fp = open_proc(proc->pid, "status");
+	unsigned long enabled = 1;
 	char line[256];
 
 	if (!fp)
@@ -111,7 +120,9 @@ void read_status(struct process *proc)
 	while (fgets(line, sizeof(line), fp)) {
 		parse_kb(line, "PageGranule: %lu kB", &proc->mmap_kb);
 		parse_kb(line, "PageGranuleExec: %lu kB", &proc->exec_kb);
+		parse_kb(line, "THP_enabled: %lu", &enabled);
 	}
+	proc->thp_disabled = !enabled;
 	fclose(fp);
 }
 
@@ -128,6 +139,7 @@ static void parse_field(struct vma *vma, const char *line)
 	parse_kb(line, "Rss: %lu kB", &vma->rss);
 	parse_kb(line, "Swap: %lu kB", &vma->swap);
 	parse_kb(line, "Referenced: %lu kB", &vma->referenced);
+	parse_kb(line, "AnonHugePages: %lu kB", &vma->huge);
 	parse_kb(line, "Granule: %lu kB", &vma->granule);
 	parse_kb(line, "GranuleMapped: %lu kB", &vma->granule_mapped);
 	if (!strncmp(line, "VmFlags:", 8)) {
@@ -277,7 +289,7 @@ static const uint64_t *pagemap_entries(struct process *proc, unsigned long addr)
 		len = pread(proc->pagemap, proc->cache, sizeof(proc->cache),
 			    base / PAGE_SZ * sizeof(uint64_t));
 		if (len <= 0) {
-			proc->ended = true;
+			proc->ended = process_ended(proc->pid);
 			len = 0;
 		}
 		memset((char *)proc->cache + len, 0, sizeof(proc->cache) - len);
@@ -334,16 +346,17 @@ static void scan_by_reading(struct scan *scan)
 {
 	const struct vma *vma = scan->vma;
 	const uint64_t *entry;
-	unsigned long addr;
+	unsigned long addr, left = (vma->rss + vma->swap) * 1024 / PAGE_SZ;
 
-	if (!vma->rss && !vma->swap)
-		return;
-	for (addr = vma->start; addr < vma->end && !scan->proc->ended; addr += PAGE_SZ) {
+	/* Some reserve terabytes: stop where all that is known of is found. */
+	for (addr = vma->start; addr < vma->end && left && !scan->proc->ended; addr += PAGE_SZ) {
 		entry = pagemap_entries(scan->proc, addr);
-		if (*entry & (PM_PRESENT | PM_SWAP))
-			scan_page(scan, addr,
-				  (*entry & PM_PRESENT ? PAGE_IS_PRESENT : PAGE_IS_SWAPPED) |
-				  (*entry & PM_SOFT_DIRTY ? PAGE_IS_SOFT_DIRTY : 0));
+		if (!(*entry & (PM_PRESENT | PM_SWAP)))
+			continue;
+		scan_page(scan, addr,
+			  (*entry & PM_PRESENT ? PAGE_IS_PRESENT : PAGE_IS_SWAPPED) |
+			  (*entry & PM_SOFT_DIRTY ? PAGE_IS_SOFT_DIRTY : 0));
+		left--;
 	}
 }
 
@@ -372,10 +385,11 @@ void scan_vma(struct process *proc, const struct vma *vma, unsigned long shift,
 	while (!proc->no_scan && !proc->ended && req.walk_end < vma->end) {
 		req.start = req.walk_end;
 		found = ioctl(proc->pagemap, PAGEMAP_SCAN, &req);
-		if (found < 0 && (errno == ENOTTY || errno == EINVAL))
-			proc->no_scan = true;
-		else if (found < 0)
+		/* Whatever keeps it from this, a read may still do. */
+		if (found < 0 && process_ended(proc->pid))
 			proc->ended = true;
+		else if (found < 0)
+			proc->no_scan = true;
 		for (i = 0; i < found; i++) {
 			for (addr = regions[i].start; addr < regions[i].end; addr += PAGE_SZ)
 				scan_page(&scan, addr, regions[i].categories);
@@ -454,7 +468,7 @@ enum state block_state(struct process *proc, const struct vma *vma,
 		*why = WHY_GUARD;
 		return BROKEN;
 	}
-	if (!block->present && !block->swapped)
+	if (block->zero == NR)
 		return ZERO;
 	if (!block->present && !block->zero)
 		return SWAPPED;

@@ -136,14 +136,17 @@ static int show_process(pid_t pid, bool all, bool json)
 	if (!open_process(&proc, pid))
 		return EXIT_FAILURE;
 	print_process(&proc, json, pfns);
-	for (i = 0; i < proc.nr_vmas; i++) {
+	for (i = 0; i < proc.nr_vmas && !proc.ended; i++) {
 		const struct vma *vma = &proc.vmas[i];
 
 		if (!vma->tagged && !all)
 			continue;
 		tally = (struct tally){ .pfns = pfns };
-		if (vma->tagged && !proc.ended) {
+		if (vma->tagged) {
 			tally_vma(&proc, vma, &tally);
+			/* What was not read is neither empty nor broken. */
+			if (proc.ended)
+				break;
 			tally_add(&sum.tally, &tally);
 		}
 		if (vma->tagged) {

@@ -71,8 +71,9 @@ static void print_line(const unsigned long long *vals, const unsigned long long 
 	size_t i;
 
 	for (i = 0; i < NR_COLUMNS; i++)
+		/* The sum over CPUs falls when one of them is taken offline. */
 		printf("%s%*.0f", i ? " " : "", columns[i].width,
-		       (vals[i] - before[i]) / seconds);
+		       vals[i] > before[i] ? (vals[i] - before[i]) / seconds : 0.0);
 	putchar('\n');
 	fflush(stdout);
 }

@@ -11,15 +11,18 @@
 
 #include "granule.h"
 
-/* Why does the kernel answer a request for 64 KiB with EOPNOTSUPP? */
+/* Why does the kernel refuse a request for 64 KiB? errno is what it says. */
 const char *granule_unoffered(void)
 {
+	const int error = errno;
 	char text[16];
 
 	if (read_text(SYSFS "enabled", text, sizeof(text)) && !strcmp(text, "0"))
 		return "granules are disabled; root can: echo 1 >" SYSFS "enabled";
 	if (sizeof(long) < 8)
 		return "this is a 32-bit program, which has no granules; use a 64-bit one";
+	if (error != EOPNOTSUPP)
+		return "this program may not ask for it; see what keeps it from prctl()";
 	return "this CPU has no huge pages, which granules need";
 }
 
@@ -27,7 +30,7 @@ const char *granule_unoffered(void)
 static const char *coalescing(void)
 {
 #if defined(__aarch64__)
-	return "known: the contiguous bit is set, for one TLB entry a granule";
+	return "known: the contiguous bit is set, for which CPUs may use one TLB entry";
 #elif defined(__x86_64__)
 	char line[256], vendor[32] = "";
 	unsigned int family = 0;
@@ -100,8 +103,9 @@ int supported_main(int argc, char **argv)
 					   enabled : "cannot be read; mount sysfs on /sys");
 	}
 	printf("coalescing  %s\n", coalescing());
-	printf("THP         enabled %s, defrag %s; granules need neither\n",
-	       chosen(THP "enabled", thp, sizeof(thp)),
+	printf("THP         enabled %s, which granules need not\n",
+	       chosen(THP "enabled", thp, sizeof(thp)));
+	printf("defrag      %s, which says how hard a block of 64 kB is looked for\n",
 	       chosen(THP "defrag", defrag, sizeof(defrag)));
 	if (prctl(PR_GET_THP_DISABLE, 0UL, 0UL, 0UL, 0UL) > 0)
 		puts("this shell  has THP disabled: programs that it starts use 4 KiB by default");
