@@ -1,0 +1,2 @@
+# shellcheck shell=bash
+exec "${java:?}" -Xmx128m -cp /tmp/java Java
