@@ -138,7 +138,7 @@ static const struct row rows[NR_ROWS] = {
 	[ROW_ACTIVATED] = {
 		"pages activated, 160 MB in a cgroup of 64", "<=", OF_MTHP, 1.1, 2048,
 	},
-	/* 80 have to go. mTHP swaps out all 96 to a disk, which nobody needs. */
+	/* 80 have to go. Now and then all 96 do, of mTHP as of granules. */
 	[ROW_IDLE_OUT] = {
 		"MB swapped out of 96 idle", ">=", OF_4K, 0.91, 0,
 	},
