@@ -1286,22 +1286,36 @@ FIXTURE_TEARDOWN(page_granule_limit)
 
 #define LIMIT_PAGES	(8 * MB / BASE_SIZE)
 
-/* Fill the cgroup but for @room pages. What is charged in advance is a CPU's. */
-static bool fill_but(const struct granule_cg *cg, char *area, unsigned long room)
+static int set_max(const struct granule_cg *cg, long max)
 {
-	const long full = (LIMIT_PAGES - room) * BASE_SIZE;
-	unsigned long i;
-	long current;
+	char text[32];
 
-	for (i = 0; i < LIMIT_PAGES; i++) {
+	snprintf(text, sizeof(text), "%ld", max);
+	return granule_cg_write(cg->dir, "memory.max", text);
+}
+
+/*
+ * Leave room for @room pages below the limit. A CPU charges 64 pages in
+ * advance, and a fault that takes one of those needs no room. Wait until it has
+ * just charged them. A limit below the usage takes them back, and with less than
+ * 64 left none are charged in advance.
+ */
+static bool leave_room(const struct granule_cg *cg, char *area, unsigned long room)
+{
+	long current = 0, last = LONG_MAX;
+	unsigned long i;
+
+	for (i = 0; i < LIMIT_PAGES / 2; i++) {
 		current = granule_cg_read(cg->dir, "memory.current", NULL);
-		if (current < 0)
-			return false;
-		if (current >= full)
-			return true;
+		if (current - last >= 60 * (long)BASE_SIZE)
+			break;
+		last = current;
 		area[i * BASE_SIZE] = 1;
 	}
-	return false;
+	if (i == LIMIT_PAGES / 2 || set_max(cg, current - 32 * BASE_SIZE))
+		return false;
+	last = granule_cg_read(cg->dir, "memory.current", NULL);
+	return last < current && !set_max(cg, last + room * BASE_SIZE);
 }
 
 /* Assert that a fault takes one page where there is no room for 16. */
@@ -1327,7 +1341,8 @@ TEST_F_TIMEOUT(page_granule_limit, room_for_few, 60)
 			    sched_setaffinity(0, sizeof(set), &set))
 				_exit(1);
 			*area = 1;	/* the page table */
-			if (!fill_but(&self->cg, rest, rooms[i]))
+			if (set_max(&self->cg, 8 * MB) ||
+			    !leave_room(&self->cg, rest, rooms[i]))
 				_exit(3);
 			*page_at(nth(area, 2), 5) = 1;
 			EXPECT_EQ(present_in(pagemap, nth(area, 2)), 1);
