@@ -7,10 +7,12 @@
  * merged and split in vma.c. See Documentation/mm/page_granule.rst.
  */
 
+#include <linux/compat.h>
 #include <linux/export.h>
 #include <linux/fs.h>
 #include <linux/init.h>
 #include <linux/kobject.h>
+#include <linux/leafops.h>
 #include <linux/mm.h>
 #include <linux/mman.h>
 #include <linux/page_granule.h>
@@ -199,6 +201,39 @@ static void page_granule_count_fallback(struct vm_area_struct *vma,
 }
 
 /**
+ * page_granule_not_freed - How many pages MADV_FREE leaves alone.
+ * @vma: The contract VMA.
+ * @addr: The address of the first page.
+ * @ptep: The PTE that maps @addr.
+ *
+ * Reclaim drops single pages one by one, and swap entries go at once. A granule
+ * that is not whole would be freed in part.
+ *
+ * Context: The page table lock of @ptep is held.
+ * Return: the number of pages from @addr to the end of such a granule, or 0.
+ */
+int page_granule_not_freed(struct vm_area_struct *vma, unsigned long addr,
+			   pte_t *ptep)
+{
+	const int nr = (addr & ~PAGE_GRANULE_MASK) >> PAGE_SHIFT;
+	int i;
+
+	if (page_granule_is_whole(vma, addr, ptep))
+		return 0;
+	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		const pte_t pte = ptep_get(ptep - nr + i);
+		const softleaf_t entry = softleaf_from_pte(pte);
+
+		if (pte_present(pte) ||
+		    (!pte_none(pte) && !softleaf_is_swap(entry) &&
+		     !softleaf_is_hwpoison(entry) &&
+		     !softleaf_is_poison_marker(entry)))
+			return PAGE_GRANULE_NR - nr;
+	}
+	return 0;
+}
+
+/**
  * page_granule_count_fault - Account for a granule that a fault has populated.
  * @vma: The tagged VMA.
  * @addr: An address in the granule.
@@ -367,6 +402,49 @@ void page_granule_count_split_folio(struct vm_area_struct *vma,
 		page_granule_count_split(vma->vm_mm, start);
 		page_granule_repair_split(vma->vm_mm, start);
 	}
+}
+
+/**
+ * page_granule_nr_to_move - How many pages move_pages() is to move together.
+ * @pages: Array of addresses in user memory, as the caller has them.
+ * @nodes: Array of nodes in user memory.
+ * @i: Index of the first page.
+ * @nr_pages: Length of the arrays.
+ * @p: The address of the first page, which has been read before.
+ * @node: The node to move it to.
+ *
+ * Return: PAGE_GRANULE_NR if all pages of a granule, in their order, are to be moved
+ * to @node, else 1.
+ */
+int page_granule_nr_to_move(const void __user * __user *pages,
+			    const int __user *nodes, unsigned long i,
+			    unsigned long nr_pages, const void __user *p,
+			    int node)
+{
+	const compat_uptr_t __user *compat_pages = (void __user *)pages;
+	const unsigned long addr = (unsigned long)p & PAGE_MASK;
+	int other_node, k;
+
+	if (!IS_ALIGNED(addr, PAGE_GRANULE_SIZE) || nr_pages - i < PAGE_GRANULE_NR)
+		return 1;
+
+	for (k = 1; k < PAGE_GRANULE_NR; k++) {
+		const void __user *next;
+		compat_uptr_t compat;
+
+		if (!in_compat_syscall()) {
+			if (get_user(next, pages + i + k))
+				return 1;
+		} else {
+			if (get_user(compat, compat_pages + i + k))
+				return 1;
+			next = compat_ptr(compat);
+		}
+		if (((unsigned long)next & PAGE_MASK) != addr + k * PAGE_SIZE ||
+		    get_user(other_node, nodes + i + k) || other_node != node)
+			return 1;
+	}
+	return PAGE_GRANULE_NR;
 }
 
 /* Map what is in the page cache, as it was before the folio there was split. */

@@ -431,6 +431,244 @@ out:
 	return ret;
 }
 
+/*
+ * The edge of a VMA that grows
+ *
+ * malloc() grows its heaps by less than a granule: brk()'s by 132 KiB, others by
+ * mprotect() of a page and more of what they have reserved. The last block of such a
+ * VMA is cut by its end, and so is no granule, but will be one.
+ *
+ *              vm_end                              vm_end
+ *                |                                    |
+ *   | 0 1 2 3 4 5 . . . . . . . . . . |  ->  | 0 1 2 3 4 5 6 7 8 9 a b . . . . |
+ *     of a folio that holds 16 pages           the same folio, zeroed and mapped
+ *
+ * The first fault allocates a folio for all of it, and maps what lies in the VMA. The
+ * rest of the folio is nobody's, as that of any folio which is mapped in part:
+ * reclaim splits it, and frees the rest. When the VMA grows, what it then holds of the
+ * folio is mapped as well, so that the block is whole when the VMA holds all of it.
+ */
+
+/*
+ * Does the VMA grow at its end, over all of the block at @start? What is reserved
+ * for that is not locked. Should it have been freed, this is wrong about what is
+ * likely, no more.
+ */
+static bool granule_vma_grows(struct vm_area_struct *vma, unsigned long start)
+{
+	struct mm_struct *mm = vma->vm_mm;
+	struct vm_area_struct *next;
+	struct ma_state mas;
+	bool reserved;
+
+	/* brk() changes this under the mmap lock, which is not held. */
+	if (vma->vm_end == PAGE_ALIGN(data_race(mm->brk)))
+		return true;
+
+	rcu_read_lock();
+	mas_init(&mas, &mm->mm_mt, vma->vm_end);
+	next = mas_walk(&mas);
+	/* The VMA is not locked: it may change, and so may what is likely. */
+	reserved = next && data_race(vma_granule_tagged(next) && vma_is_anonymous(next) &&
+				     !(next->vm_flags & VM_ACCESS_FLAGS) &&
+				     next->vm_end >= start + PAGE_GRANULE_SIZE);
+	rcu_read_unlock();
+	return reserved;
+}
+
+/*
+ * May pages of the block at @start be there before they are accessed? Not if faults on
+ * them are awaited, if they would have to be locked, or have tags: those of a page that
+ * was mapped before would still be there.
+ */
+static bool granule_edge_allowed(struct vm_area_struct *vma, unsigned long start)
+{
+	return vma_is_anonymous(vma) && start >= vma->vm_start &&
+	       !vma_granule_contract(vma) && !userfaultfd_armed(vma) &&
+	       (vma->vm_flags & VM_WRITE) && !(vma->vm_flags & (VM_LOCKED | VM_MTE)) &&
+	       vma_granule_folios(vma);
+}
+
+static pte_t granule_edge_pte(struct vm_area_struct *vma, struct page *page)
+{
+	pte_t entry = pte_sw_mkyoung(mk_pte(page, vma->vm_page_prot));
+
+	return pte_mkwrite(pte_mkdirty(entry), vma);
+}
+
+/**
+ * populate_granule_edge - Populate the last block of a VMA that grows.
+ * @vmf: A fault for a write on an address in no granule; its PTE is not mapped.
+ *
+ * Return: 0 if it was populated, or if the fault is to be tried again; what
+ * check_stable_address_space() returns; VM_FAULT_FALLBACK if it is to be populated as
+ * in a VMA that is not tagged.
+ */
+vm_fault_t populate_granule_edge(struct vm_fault *vmf)
+{
+	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
+	struct vm_area_struct *vma = vmf->vma;
+	const unsigned long nr = (vma->vm_end - start) >> PAGE_SHIFT;
+	struct folio *folio;
+	vm_fault_t ret = 0;
+	bool empty;
+
+	if (nr >= PAGE_GRANULE_NR || !granule_edge_allowed(vma, start) ||
+	    !granule_vma_grows(vma, start))
+		return VM_FAULT_FALLBACK;
+	vmf->pte = pte_offset_map(vmf->pmd, start);
+	if (!vmf->pte)
+		return 0;
+	empty = pte_range_none(vmf->pte, PAGE_GRANULE_NR);
+	pte_unmap(vmf->pte);
+	if (!empty)
+		return VM_FAULT_FALLBACK;
+
+	folio = alloc_granule_folio(vma, start);
+	if (!folio)
+		return VM_FAULT_FALLBACK;
+	/* All of it: reclaim may write the rest to swap. */
+	zero_granule_folio(vmf, folio);
+	__folio_mark_uptodate(folio);
+
+	vmf->pte = pte_offset_map_lock(vma->vm_mm, vmf->pmd, start, &vmf->ptl);
+	if (!vmf->pte)
+		goto release;
+	if (!pte_range_none(vmf->pte, PAGE_GRANULE_NR)) {
+		update_mmu_tlb_range(vma, start, vmf->pte, nr);
+		goto unlock;
+	}
+	ret = check_stable_address_space(vma->vm_mm);
+	if (ret)
+		goto unlock;
+
+	folio_ref_add(folio, nr - 1);
+	folio_add_new_anon_rmap_part(folio, nr, vma, start);
+	folio_add_lru_vma(folio, vma);
+	set_ptes(vma->vm_mm, start, vmf->pte,
+		 granule_edge_pte(vma, &folio->page), nr);
+	update_mmu_cache_range(vmf, vma, start, vmf->pte, nr);
+	add_mm_counter(vma->vm_mm, MM_ANONPAGES, nr);
+	count_mthp_stat(PAGE_GRANULE_ORDER, MTHP_STAT_ANON_FAULT_ALLOC);
+	deferred_split_folio(folio, true);
+	pte_unmap_unlock(vmf->pte, vmf->ptl);
+	return 0;
+
+unlock:
+	pte_unmap_unlock(vmf->pte, vmf->ptl);
+release:
+	folio_put(folio);
+	return ret;
+}
+
+/*
+ * The folio that holds a block, the pages @from to @to - 1 of which nobody maps, or
+ * NULL. With what maps others of its pages here, and @refs, all references to it must
+ * be known: who else has one may yet write to a page that was mapped before. @pte is
+ * the first PTE of the block, and locked.
+ */
+static struct folio *granule_edge_folio(struct vm_area_struct *vma, unsigned long start,
+					pte_t *pte, unsigned int from, unsigned int to,
+					int refs)
+{
+	const pte_t last = ptep_get(pte + from - 1);
+	struct folio *folio;
+	struct page *page;
+	int i, mapped = 0;
+
+	if (!pte_present(last) || !pte_range_none(pte + from, to - from))
+		return NULL;
+	page = vm_normal_page(vma, start + (from - 1) * PAGE_SIZE, last);
+	if (!page)
+		return NULL;
+	folio = page_folio(page);
+	if (!folio_test_anon(folio) || folio_order(folio) != PAGE_GRANULE_ORDER ||
+	    folio_page_idx(folio, page) != from - 1 || !folio_test_swapbacked(folio) ||
+	    folio_test_swapcache(folio) || folio_contain_hwpoisoned_page(folio))
+		return NULL;
+
+	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		const pte_t ptent = ptep_get(pte + i);
+
+		mapped += pte_present(ptent) && pte_pfn(ptent) == folio_pfn(folio) + i;
+	}
+	if (folio_mapcount(folio) != mapped || folio_ref_count(folio) != mapped + refs)
+		return NULL;
+	return folio;
+}
+
+/* Map the pages @from to @to - 1 of the folio. @pte is locked. */
+static void map_edge(struct vm_area_struct *vma, unsigned long start, pte_t *pte,
+		     struct folio *folio, unsigned int from, unsigned int to)
+{
+	const unsigned long addr = start + from * PAGE_SIZE;
+	struct page *page = folio_page(folio, from);
+
+	folio_ref_add(folio, to - from);
+	folio_add_anon_rmap_ptes(folio, page, to - from, vma, addr, RMAP_EXCLUSIVE);
+	set_ptes(vma->vm_mm, addr, pte + from, granule_edge_pte(vma, page), to - from);
+	update_mmu_cache_range(NULL, vma, addr, pte + from, to - from);
+	add_mm_counter(vma->vm_mm, MM_ANONPAGES, to - from);
+
+	if (folio_mapcount(folio) < PAGE_GRANULE_NR)
+		return;
+	deferred_split_cancel(folio);
+	if (page_granule_is_whole(vma, start, pte)) {
+		fold_granule(vma, start, pte);
+		page_granule_count_fault(vma, start, GRANULE_FILL_FOLIO);
+	}
+}
+
+/* page_granule_extend() for a tagged VMA. */
+void __page_granule_extend(struct vm_area_struct *vma, unsigned long addr,
+			   unsigned long end)
+{
+	const unsigned long start = addr & PAGE_GRANULE_MASK;
+	const unsigned int from = (addr - start) >> PAGE_SHIFT;
+	const unsigned int to = min(end - start, PAGE_GRANULE_SIZE) >> PAGE_SHIFT;
+	struct mm_struct *mm = vma->vm_mm;
+	struct folio *folio;
+	spinlock_t *ptl;
+	unsigned int i;
+	pte_t *pte;
+	pmd_t *pmd;
+
+	if (!from || addr < vma->vm_start || end > vma->vm_end ||
+	    !granule_edge_allowed(vma, start))
+		return;
+
+	pmd = mm_find_pmd(mm, start);
+	if (!pmd)
+		return;
+	pte = pte_offset_map_lock(mm, pmd, start, &ptl);
+	if (!pte)
+		return;
+	folio = granule_edge_folio(vma, start, pte, from, to, 0);
+	if (folio && folio_trylock(folio))
+		folio_get(folio);
+	else
+		folio = NULL;
+	pte_unmap_unlock(pte, ptl);
+	if (!folio)
+		return;
+
+	/* They may have been mapped, and given back. */
+	for (i = from; i < to; i++)
+		clear_user_highpage(folio_page(folio, i), start + i * PAGE_SIZE);
+	/* The PTEs are to be seen later than that. */
+	smp_wmb();
+
+	pte = pte_offset_map_lock(mm, pmd, start, &ptl);
+	if (pte) {
+		/* Reclaim may have unmapped it, and there are other references. */
+		if (granule_edge_folio(vma, start, pte, from, to, 1) == folio)
+			map_edge(vma, start, pte, folio, from, to);
+		pte_unmap_unlock(pte, ptl);
+	}
+	folio_unlock(folio);
+	folio_put(folio);
+}
+
 /**
  * map_zero_granule - Map zero pages to a granule that nothing was written to.
  * @vmf: A fault for a read, on an address in a granule.

@@ -8,13 +8,35 @@
 #include <linux/mm.h>
 #include <linux/page_granule.h>
 
+#include <asm/tlb.h>
+
 #include "internal.h"
+
+/*
+ * Of private anonymous memory of contract VMAs, nobody is to find a granule that is
+ * emptied in part. The bounds of what is zapped are multiples of a granule there.
+ */
+static inline bool zap_whole_granules(struct vm_area_struct *vma)
+{
+	return unlikely(vma_granule_contract(vma)) && vma_is_anonymous(vma);
+}
+
+/* May the granule that begins at @addr be zapped without a pause? */
+static inline bool zap_granule_fits(struct mmu_gather *tlb,
+				    struct vm_area_struct *vma, pte_t *pte,
+				    unsigned long addr)
+{
+	return tlb_has_room(tlb, PAGE_GRANULE_NR) ||
+	       page_granule_pte_state(vma, addr, pte) == PAGE_GRANULE_WHOLE ||
+	       tlb_next_batch(tlb);
+}
 
 bool granule_empty(struct vm_fault *vmf, pte_t *pte);
 int granule_part(struct vm_fault *vmf, struct folio *folio, struct page **page,
 		 unsigned long *addr);
 bool granule_wants_pages(struct vm_fault *vmf, struct folio *folio);
 vm_fault_t populate_granule_single(struct vm_fault *vmf, struct folio *folio);
+vm_fault_t populate_granule_edge(struct vm_fault *vmf);
 bool map_zero_granule(struct vm_fault *vmf);
 vm_fault_t wp_copy_granule(struct vm_fault *vmf);
 bool wp_reuse_granule(struct vm_fault *vmf, struct folio *folio);

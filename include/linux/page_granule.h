@@ -265,6 +265,12 @@ static inline bool vma_granule_accepts(const struct vm_area_struct *vma,
 	       IS_ALIGNED(start | len, PAGE_GRANULE_SIZE);
 }
 
+int page_granule_check_mremap(struct mm_struct *mm, unsigned long addr,
+			      unsigned long old_len, unsigned long new_addr,
+			      unsigned long new_len, unsigned long flags);
+bool page_granule_any_contract(struct mm_struct *mm, unsigned long start,
+			       unsigned long end);
+
 /**
  * enum page_granule_state - How the page table populates a granule.
  * @PAGE_GRANULE_EMPTY: All PTEs are none.
@@ -294,6 +300,30 @@ enum page_granule_fill {
 
 enum page_granule_state page_granule_pte_state(struct vm_area_struct *vma,
 					       unsigned long addr, pte_t *ptep);
+int page_granule_not_freed(struct vm_area_struct *vma, unsigned long addr,
+			   pte_t *ptep);
+
+/**
+ * page_granule_free_order - What to split a folio to for MADV_FREE of a part.
+ * @vma: The VMA, stabilised by the mmap lock or its VMA lock.
+ * @folio: The folio, locked.
+ *
+ * Whole granules of a contract VMA can be freed. What is in the swap cache cannot
+ * be split to them.
+ *
+ * Return: an order, 0 without CONFIG_PAGE_GRANULE.
+ */
+static inline unsigned int page_granule_free_order(const struct vm_area_struct *vma,
+						   const struct folio *folio)
+{
+	return vma_granule_contract(vma) && !folio_test_swapcache(folio) &&
+	       folio_order(folio) > PAGE_GRANULE_ORDER ? PAGE_GRANULE_ORDER : 0;
+}
+
+int page_granule_nr_to_move(const void __user * __user *pages,
+			    const int __user *nodes, unsigned long i,
+			    unsigned long nr_pages, const void __user *p,
+			    int node);
 int page_granule_split_page(struct vm_area_struct *vma, unsigned long addr,
 			    struct page *page);
 
@@ -315,6 +345,29 @@ static inline bool page_granule_divisible(const struct vm_area_struct *vma,
 	       folio_order(folio) == PAGE_GRANULE_ORDER;
 }
 
+/**
+ * page_granule_cut_by - Would moving the pages of a range move others along?
+ * @vma: The VMA, stabilised by the mmap lock.
+ * @folio: A folio that it maps.
+ * @addr: The address of a page of @folio.
+ * @page: That page.
+ * @start: First byte of the range.
+ * @end: First byte after the range.
+ *
+ * Return: true if @folio is to be split first; constant false without
+ * CONFIG_PAGE_GRANULE.
+ */
+static inline bool page_granule_cut_by(const struct vm_area_struct *vma,
+				       const struct folio *folio,
+				       unsigned long addr, const struct page *page,
+				       unsigned long start, unsigned long end)
+{
+	const unsigned long first = addr - folio_page_idx(folio, page) * PAGE_SIZE;
+
+	return page_granule_divisible(vma, folio) &&
+	       (first < start || first + PAGE_GRANULE_SIZE > end);
+}
+
 #ifdef CONFIG_PAGE_GRANULE
 
 /**
@@ -333,6 +386,28 @@ static inline unsigned long page_granule_orders(struct vm_area_struct *vma,
 }
 
 struct folio *page_granule_alloc(struct vm_area_struct *vma, unsigned long addr);
+
+void __page_granule_extend(struct vm_area_struct *vma, unsigned long addr,
+			   unsigned long end);
+
+/**
+ * page_granule_extend - A VMA holds more of the block that was at its end.
+ * @vma: The VMA that holds the range, or NULL.
+ * @addr: Where its end was, in bytes.
+ * @end: Where its end is.
+ *
+ * Of the folio for the block, map what lies in the range. A page that somebody else
+ * maps, or may still write to, remains to be populated by a fault.
+ *
+ * Context: The mmap lock is held for writing, and so is that of @vma, so that nobody
+ * else populates the block.
+ */
+static inline void page_granule_extend(struct vm_area_struct *vma,
+				       unsigned long addr, unsigned long end)
+{
+	if (vma && vma_granule_tagged(vma))
+		__page_granule_extend(vma, addr, end);
+}
 
 void page_granule_count_fault(struct vm_area_struct *vma, unsigned long addr,
 			      enum page_granule_fill fill);
@@ -504,6 +579,11 @@ static inline struct folio *page_granule_alloc(struct vm_area_struct *vma,
 static inline void page_granule_count_fault(struct vm_area_struct *vma,
 					    unsigned long addr,
 					    enum page_granule_fill fill)
+{
+}
+
+static inline void page_granule_extend(struct vm_area_struct *vma,
+				       unsigned long addr, unsigned long end)
 {
 }
 

@@ -11,6 +11,7 @@
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -83,6 +84,8 @@ int main(int argc, char **argv)
 		fail("no memory for a marker");
 	memcpy((char *)mark + sizeof(filled.order), (char *)&filled + sizeof(filled.order),
 	       sizeof(filled) - sizeof(filled.order));
+	/* The compiler may put what is not volatile after this otherwise. */
+	atomic_signal_fence(memory_order_seq_cst);
 	mark->order[0] = 1;
 	return 0;
 }

@@ -1,0 +1,463 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Page granule: heaps that grow by less than a granule, as those of malloc() do:
+ * by brk(), and by mprotect() of a part of what has been reserved.
+ */
+#define _GNU_SOURCE
+#include "kselftest_harness.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "vm_util.h"
+#include "hugepage_settings.h"
+#include "page_granule_util.h"
+
+#define MIB		(1024 * 1024UL)
+#define HEAP_LEN	(4 * MIB)
+
+/* What glibc grows the heap of brk() by, if it is asked for little */
+#define STEP		(132 * 1024UL)
+
+/* Goals of the design: faults for each MiB, and how much is whole at once. */
+#define FAULTS_A_MIB	24
+#define PERCENT_WHOLE	90
+
+#define MANY		64UL
+#define CHARGE_SLACK	(512 * 1024L)
+
+struct heap {
+	char *base;		/* a multiple of a granule */
+	size_t len;
+	bool brk;
+};
+
+FIXTURE(page_granule_heap)
+{
+	struct heap heap;
+	char *base;		/* of the heap */
+	int pagemap;
+};
+
+FIXTURE_VARIANT(page_granule_heap)
+{
+	bool brk;
+	size_t step;
+};
+
+FIXTURE_VARIANT_ADD(page_granule_heap, brk)
+{
+	.brk = true,
+	.step = STEP,
+};
+
+FIXTURE_VARIANT_ADD(page_granule_heap, brk_page)
+{
+	.brk = true,
+	.step = BASE_SIZE,
+};
+
+FIXTURE_VARIANT_ADD(page_granule_heap, reserved)
+{
+	.step = STEP,
+};
+
+FIXTURE_VARIANT_ADD(page_granule_heap, reserved_page)
+{
+	.step = BASE_SIZE,
+};
+
+/* That of libc may be in use, which is not to know. */
+static char *sys_brk(char *addr)
+{
+	return (char *)syscall(__NR_brk, addr);
+}
+
+static void *reserve(void)
+{
+	return mmap(NULL, 4 * HEAP_LEN, PROT_NONE, ANON_FLAGS | MAP_NORESERVE, -1, 0);
+}
+
+FIXTURE_SETUP(page_granule_heap)
+{
+	char *end;
+
+	ASSERT_EQ(granule_set(PR_GRANULE_MMAP, GRANULE_SIZE), 0);
+	granule_thp_never();
+	self->pagemap = granule_open_pagemap();
+	ASSERT_GE(self->pagemap, 0);
+	if (variant->brk) {
+		end = sys_brk(NULL);
+		self->base = (char *)granule_round_up(end);
+		ASSERT_EQ(sys_brk(self->base), self->base);
+	} else {
+		self->base = reserve();
+		ASSERT_NE(self->base, MAP_FAILED);
+	}
+	ASSERT_TRUE(granule_aligned(self->base));
+	self->heap = (struct heap){ .base = self->base, .brk = variant->brk };
+}
+
+FIXTURE_TEARDOWN(page_granule_heap)
+{
+	EXPECT_TRUE(granule_invariants_hold());
+	close(self->pagemap);
+}
+
+/* Memory that is reserved, to be made accessible in parts */
+FIXTURE(page_granule_reserved)
+{
+	struct heap heap;
+	char *base;
+	int pagemap;
+};
+
+FIXTURE_SETUP(page_granule_reserved)
+{
+	ASSERT_EQ(granule_set(PR_GRANULE_MMAP, GRANULE_SIZE), 0);
+	granule_thp_never();
+	self->pagemap = granule_open_pagemap();
+	ASSERT_GE(self->pagemap, 0);
+	self->base = reserve();
+	ASSERT_NE(self->base, MAP_FAILED);
+	self->heap = (struct heap){ .base = self->base };
+}
+
+FIXTURE_TEARDOWN(page_granule_reserved)
+{
+	EXPECT_TRUE(granule_invariants_hold());
+	close(self->pagemap);
+}
+
+static bool grow(struct heap *heap, size_t len)
+{
+	char *end = heap->base + heap->len;
+
+	if (heap->brk ? sys_brk(end + len) != end + len : mprotect(end, len, PROT_RW))
+		return false;
+	heap->len += len;
+	return true;
+}
+
+/* Give memory back as free() does, and what was in it. */
+static bool shrink(struct heap *heap, size_t len)
+{
+	char *end = heap->base + heap->len - len;
+
+	if (heap->brk ? sys_brk(end) != end :
+			madvise(end, len, MADV_DONTNEED) || mprotect(end, len, PROT_NONE))
+		return false;
+	heap->len -= len;
+	return true;
+}
+
+static bool reads_zero(const char *addr, size_t len)
+{
+	size_t i;
+
+	for (i = 0; i < len; i++) {
+		if (addr[i])
+			return false;
+	}
+	return true;
+}
+
+/* Assert that a heap has few faults, and is of whole granules at once, none copied. */
+TEST_F(page_granule_heap, grows)
+{
+	long faults = minor_faults();
+	unsigned long repaired = granule_vmstat("granule_repair");
+	size_t i;
+
+	while (self->heap.len < HEAP_LEN) {
+		ASSERT_TRUE(grow(&self->heap, variant->step));
+		for (i = self->heap.len - variant->step; i < self->heap.len; i += BASE_SIZE)
+			self->base[i] = 1;
+	}
+	faults = minor_faults() - faults;
+	ksft_print_msg("%.1f faults a MiB, %lu of %lu whole\n",
+		       (double)faults * MIB / self->heap.len,
+		       granule_count(self->pagemap, self->base, self->heap.len, GRANULE_WHOLE),
+		       self->heap.len / GRANULE_SIZE);
+	EXPECT_LE(faults, FAULTS_A_MIB * self->heap.len / MIB);
+	EXPECT_GE(granule_count(self->pagemap, self->base, self->heap.len, GRANULE_WHOLE) * 100,
+		  self->heap.len / GRANULE_SIZE * PERCENT_WHOLE);
+	EXPECT_EQ(granule_vmstat("granule_repair"), repaired);
+}
+
+/* Assert that nothing is mapped that the program cannot access yet. */
+TEST_F(page_granule_heap, no_further)
+{
+	ASSERT_TRUE(grow(&self->heap, 3 * BASE_SIZE));
+	self->base[0] = 1;
+	EXPECT_EQ(granule_present_pages(self->pagemap, self->base, GRANULE_SIZE), 3);
+	ASSERT_TRUE(grow(&self->heap, 2 * BASE_SIZE));
+	EXPECT_EQ(granule_present_pages(self->pagemap, self->base, GRANULE_SIZE), 5);
+	ASSERT_TRUE(grow(&self->heap, 11 * BASE_SIZE));
+	EXPECT_EQ(granule_state(self->pagemap, self->base), GRANULE_WHOLE);
+	EXPECT_EQ(granule_rss_kb(self->base, GRANULE_SIZE), 64);
+}
+
+/* Assert that memory that was given back and is taken again reads as zero. */
+TEST_F(page_granule_heap, given_back)
+{
+	size_t keep, len;
+
+	for (keep = 1; keep < GRANULE_NR_PAGES; keep++) {
+		len = GRANULE_SIZE + (GRANULE_NR_PAGES - 1) * BASE_SIZE;
+		ASSERT_TRUE(grow(&self->heap, len));
+		memset(self->base + self->heap.len - len, 0xff, len);
+		ASSERT_TRUE(shrink(&self->heap, len - keep * BASE_SIZE));
+		len -= keep * BASE_SIZE;
+		ASSERT_TRUE(grow(&self->heap, len));
+		EXPECT_TRUE(reads_zero(self->base + self->heap.len - len, len))
+			TH_LOG("%zu pages were kept", keep);
+	}
+}
+
+/* Assert the same where somebody can still read the page that was given back. */
+TEST_F(page_granule_heap, still_in_a_pipe)
+{
+	static char page[BASE_SIZE];
+	struct iovec iov;
+	int fds[2];
+
+	ASSERT_EQ(pipe(fds), 0);
+	ASSERT_TRUE(grow(&self->heap, 2 * BASE_SIZE));
+	memset(self->base, 0x11, BASE_SIZE);
+	memset(self->base + BASE_SIZE, 0x22, BASE_SIZE);
+	iov = (struct iovec){ .iov_base = self->base + BASE_SIZE, .iov_len = BASE_SIZE };
+	if (vmsplice(fds[1], &iov, 1, 0) != BASE_SIZE)
+		SKIP(return, "vmsplice fails (%s): run on a kernel that has it",
+		     strerror(errno));
+
+	ASSERT_TRUE(shrink(&self->heap, BASE_SIZE));
+	ASSERT_TRUE(grow(&self->heap, 5 * BASE_SIZE));
+	EXPECT_TRUE(reads_zero(self->base + BASE_SIZE, 5 * BASE_SIZE));
+	memset(self->base + BASE_SIZE, 0x33, 5 * BASE_SIZE);
+	ASSERT_EQ(read(fds[0], page, sizeof(page)), (ssize_t)sizeof(page));
+	EXPECT_EQ(page[0], 0x22);
+	EXPECT_EQ(memcmp(page, page + 1, sizeof(page) - 1), 0);
+	EXPECT_EQ(self->base[BASE_SIZE - 1], 0x11);
+	close(fds[0]);
+	close(fds[1]);
+}
+
+/* Assert that a child and its parent do not see each other's part of the last block. */
+TEST_F(page_granule_heap, fork)
+{
+	int status;
+	pid_t pid;
+
+	ASSERT_TRUE(grow(&self->heap, 3 * BASE_SIZE));
+	memset(self->base, 1, 3 * BASE_SIZE);
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (!pid) {
+		/* Each grows, and writes to its own. */
+		if (!grow(&self->heap, 4 * BASE_SIZE))
+			_exit(1);
+		usleep(100 * 1000);
+		if (!reads_zero(self->base + 3 * BASE_SIZE, 4 * BASE_SIZE))
+			_exit(2);
+		memset(self->base, 2, 7 * BASE_SIZE);
+		usleep(100 * 1000);
+		_exit(self->base[0] == 2 && self->base[7 * BASE_SIZE - 1] == 2 ? 0 : 3);
+	}
+	ASSERT_TRUE(grow(&self->heap, 4 * BASE_SIZE));
+	EXPECT_TRUE(reads_zero(self->base + 3 * BASE_SIZE, 4 * BASE_SIZE));
+	memset(self->base + 3 * BASE_SIZE, 3, 4 * BASE_SIZE);
+	ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	EXPECT_EQ(status, 0);
+	EXPECT_EQ(self->base[0], 1);
+	EXPECT_EQ(self->base[3 * BASE_SIZE], 3);
+	/* The child is gone, but what it made read-only is not exclusive. */
+	ASSERT_TRUE(grow(&self->heap, 9 * BASE_SIZE));
+	EXPECT_TRUE(reads_zero(self->base + 7 * BASE_SIZE, 9 * BASE_SIZE));
+	memset(self->base, 4, GRANULE_SIZE);
+	EXPECT_EQ(self->base[GRANULE_SIZE - 1], 4);
+}
+
+/* Assert that a child keeps what its parent gives back and takes again. */
+TEST_F(page_granule_heap, fork_keeps)
+{
+	int status, ready[2];
+	pid_t pid;
+	char c;
+
+	ASSERT_EQ(pipe(ready), 0);
+	ASSERT_TRUE(grow(&self->heap, 5 * BASE_SIZE));
+	memset(self->base, 0x55, 5 * BASE_SIZE);
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (!pid) {
+		close(ready[1]);
+		if (read(ready[0], &c, 1) < 0)
+			_exit(1);
+		_exit(self->base[3 * BASE_SIZE] == 0x55 && self->base[5 * BASE_SIZE - 1] == 0x55 ?
+		      0 : 2);
+	}
+	ASSERT_TRUE(shrink(&self->heap, 2 * BASE_SIZE));
+	ASSERT_TRUE(grow(&self->heap, 2 * BASE_SIZE));
+	EXPECT_TRUE(reads_zero(self->base + 3 * BASE_SIZE, 2 * BASE_SIZE));
+	memset(self->base + 3 * BASE_SIZE, 0x66, 2 * BASE_SIZE);
+	close(ready[0]);
+	close(ready[1]);
+	ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	EXPECT_EQ(status, 0);
+}
+
+/* Assert that nothing is populated before it is accessed once granules are off. */
+TEST_F(page_granule_heap, switched_off)
+{
+	ASSERT_TRUE(grow(&self->heap, 2 * BASE_SIZE));
+	self->base[0] = 1;
+	EXPECT_EQ(granule_present_pages(self->pagemap, self->base, GRANULE_SIZE), 2);
+	ASSERT_EQ(granule_set_enabled(false), 0);
+	EXPECT_TRUE(grow(&self->heap, 3 * BASE_SIZE));
+	EXPECT_EQ(granule_present_pages(self->pagemap, self->base, GRANULE_SIZE), 2);
+	ASSERT_EQ(granule_set_enabled(true), 0);
+}
+
+/* Assert that userfaultfd sees a fault on each page that it waits for. */
+TEST_F(page_granule_reserved, monitored)
+{
+	int uffd = granule_uffd_open(0);
+
+	if (uffd < 0)
+		SKIP(return, "no userfaultfd: set CONFIG_USERFAULTFD=y");
+	ASSERT_TRUE(grow(&self->heap, 2 * BASE_SIZE));
+	self->base[0] = 1;
+	ASSERT_EQ(uffd_register(uffd, self->base, GRANULE_SIZE, true, false, false), 0);
+	ASSERT_TRUE(grow(&self->heap, 2 * BASE_SIZE));
+	EXPECT_EQ(granule_present_pages(self->pagemap, self->base, GRANULE_SIZE), 2);
+
+	/* Neither is a block populated that it waits for faults on. */
+	ASSERT_EQ(mprotect(nth(self->base, 2), 2 * BASE_SIZE, PROT_RW), 0);
+	ASSERT_EQ(uffd_register(uffd, nth(self->base, 2), GRANULE_SIZE, false, true, false), 0);
+	*nth(self->base, 2) = 1;
+	EXPECT_EQ(granule_present_pages(self->pagemap, nth(self->base, 2), GRANULE_SIZE), 1);
+	close(uffd);
+}
+
+/* Shrinkers free what they can in several rounds. */
+static void call_shrinkers(void)
+{
+	int i;
+
+	for (i = 0; i < 4; i++) {
+		granule_write("/proc/sys/vm/drop_caches", "2");
+		usleep(200 * 1000);
+	}
+}
+
+/*
+ * Assert that what is charged for a heap that does not grow is freed when memory is
+ * short, and that what was written stays.
+ */
+TEST_F(page_granule_reserved, put_back)
+{
+	struct granule_cg cg;
+	long before, edges, after;
+	unsigned long i;
+	char *area;
+
+	if (!granule_cg_create(&cg))
+		SKIP(return, GRANULE_CG_REMEDY);
+	ASSERT_EQ(granule_cg_write(cg.dir, "cgroup.procs", "0"), 0);
+	area = self->base;
+	for (i = 0; i < MANY; i++)
+		ASSERT_EQ(mprotect(nth(area, 2 * i), BASE_SIZE, PROT_RW), 0);
+	call_shrinkers();
+	before = granule_cg_read(cg.dir, "memory.current", NULL);
+	for (i = 0; i < MANY; i++)
+		*nth(area, 2 * i) = i + 1;
+	edges = granule_cg_read(cg.dir, "memory.current", NULL) - before;
+	call_shrinkers();
+	after = granule_cg_read(cg.dir, "memory.current", NULL) - before;
+	ksft_print_msg("%lu heaps of a page each: %ld kB, then %ld kB\n", MANY, edges / 1024,
+		       after / 1024);
+	/* What a CPU has charged in advance is in either. */
+	EXPECT_GE(edges, (long)(MANY * GRANULE_SIZE - CHARGE_SLACK));
+	EXPECT_LE(after, (long)(MANY * BASE_SIZE * 2 + CHARGE_SLACK));
+	for (i = 0; i < MANY; i++)
+		EXPECT_EQ(*nth(area, 2 * i), (char)(i + 1));
+	/* What was freed is not mapped again, and what is new is zero. */
+	ASSERT_EQ(mprotect(area, GRANULE_SIZE, PROT_RW), 0);
+	EXPECT_TRUE(reads_zero(area + BASE_SIZE, GRANULE_SIZE - BASE_SIZE));
+	granule_cg_remove(&cg);
+}
+
+/* Assert that a folio, all of which is mapped again, is not split for it was not. */
+TEST_F(page_granule_heap, stays_whole)
+{
+	ASSERT_TRUE(grow(&self->heap, BASE_SIZE));
+	self->base[0] = 1;
+	ASSERT_TRUE(grow(&self->heap, GRANULE_SIZE - BASE_SIZE));
+	EXPECT_EQ(granule_state(self->pagemap, self->base), GRANULE_WHOLE);
+	call_shrinkers();
+	EXPECT_EQ(granule_state(self->pagemap, self->base), GRANULE_WHOLE);
+}
+
+/* Assert that no more is populated than the call was for, of a VMA that it merges. */
+TEST_F(page_granule_reserved, merged)
+{
+	char *base = self->base;
+
+	ASSERT_EQ(mprotect(base, 4 * BASE_SIZE, PROT_RW), 0);
+	base[0] = 1;
+	EXPECT_EQ(granule_present_pages(self->pagemap, base, GRANULE_SIZE), 4);
+	ASSERT_EQ(mprotect(base + 6 * BASE_SIZE, 10 * BASE_SIZE, PROT_RW), 0);
+	ASSERT_EQ(mprotect(base + 4 * BASE_SIZE, 2 * BASE_SIZE, PROT_RW), 0);
+	EXPECT_EQ(granule_present_pages(self->pagemap, base, GRANULE_SIZE), 6);
+}
+
+/* Assert that memory that does not grow takes a page for a page. */
+TEST(page_granule_heap_fixed)
+{
+	char *area, *map;
+	int pagemap;
+
+	granule_thp_never();
+	ASSERT_EQ(granule_set(PR_GRANULE_MMAP, GRANULE_SIZE), 0);
+	pagemap = granule_open_pagemap();
+	ASSERT_GE(pagemap, 0);
+	/* Nothing follows it, or what follows is in use. */
+	area = granule_reserve(2 * GRANULE_SIZE);
+	ASSERT_NE(area, NULL);
+	ASSERT_EQ(munmap(area, 2 * GRANULE_SIZE), 0);
+	map = mmap(area, 3 * BASE_SIZE, PROT_RW, ANON_FLAGS | MAP_FIXED_NOREPLACE, -1, 0);
+	ASSERT_EQ(map, area);
+	map[0] = 1;
+	EXPECT_EQ(granule_present_pages(pagemap, area, GRANULE_SIZE), 1);
+	ASSERT_EQ(mmap(nth(area, 1), GRANULE_SIZE, PROT_READ, ANON_FLAGS | MAP_FIXED_NOREPLACE,
+		       -1, 0), nth(area, 1));
+	map = mmap(area + 3 * BASE_SIZE, 13 * BASE_SIZE, PROT_READ,
+		   ANON_FLAGS | MAP_FIXED_NOREPLACE, -1, 0);
+	ASSERT_EQ(map, area + 3 * BASE_SIZE);
+	area[BASE_SIZE] = 1;
+	EXPECT_EQ(granule_present_pages(pagemap, area, GRANULE_SIZE), 2);
+
+	/* What follows is a guard, as behind a stack. */
+	area = granule_reserve(2 * GRANULE_SIZE);
+	ASSERT_NE(area, NULL);
+	ASSERT_EQ(mmap(area, 3 * BASE_SIZE, PROT_RW, ANON_FLAGS | MAP_FIXED, -1, 0), area);
+	map = mmap(area + 3 * BASE_SIZE, BASE_SIZE, PROT_NONE, ANON_FLAGS | MAP_FIXED, -1, 0);
+	ASSERT_EQ(map, area + 3 * BASE_SIZE);
+	map = mmap(area + 4 * BASE_SIZE, 12 * BASE_SIZE, PROT_RW, ANON_FLAGS | MAP_FIXED, -1, 0);
+	ASSERT_EQ(map, area + 4 * BASE_SIZE);
+	area[BASE_SIZE] = 1;
+	EXPECT_EQ(granule_present_pages(pagemap, area, GRANULE_SIZE), 1);
+	close(pagemap);
+}
+
+int main(int argc, char **argv)
+{
+	granule_require();
+	granule_save_settings();
+	return test_harness_run(argc, argv);
+}
