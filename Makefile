@@ -17,7 +17,7 @@ ARCHES := $(or $(ARCH),x86_64 arm64)
 ONE := $(or $(ARCH),$(HOST))
 
 .PHONY: demo help check deps tree export apply sync lint kernel boot kunit \
-	kselftest mm-compare stress vma-test bench bisect clean work
+	kselftest mm-compare stress vma-test bench programs tlb bisect clean work
 
 demo: work ## boot a patched kernel and show 64 KiB runs, measured
 	@scripts/demo $(ONE)
@@ -71,6 +71,12 @@ stress: work ## all at once for 10 minutes, with KASAN and lockdep (builds for 2
 
 bench: work ## measure all stages, and costs for others: Documentation/measured.md
 	@scripts/bench $(ARCHES)
+
+programs: work ## Debian's own programs, 4K, mTHP and granule: Documentation/measured.md
+	@scripts/programs/run $(if $(QUICK),--quick) $(ARCHES)
+
+tlb: work ## model the TLB misses of loads and programs: Documentation/measured.md
+	@scripts/tlb/tlb $(if $(QUICK),--quick) $(ARCHES)
 
 vma-test: work ## run tools/testing/vma on the host
 	@scripts/vma-test

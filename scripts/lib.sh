@@ -87,7 +87,8 @@ worktree()
 # Nothing of the series: "make bench" writes it into Documentation, where else all is
 # the series'.
 # shellcheck disable=SC2034
-measured_files=(Documentation/measured.md Documentation/bench-{x86_64,arm64}.svg)
+measured_files=(Documentation/measured.md
+	Documentation/{bench,programs,tlb}-{x86_64,arm64}.svg)
 
 # Which commit of this repository the series is of, and whether it is just that: neither
 # patches/ nor build/linux has been worked on since.

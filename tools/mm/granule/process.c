@@ -342,14 +342,14 @@ static void scan_page(struct scan *scan, unsigned long addr, uint64_t is)
 }
 
 /* For kernels older than PAGEMAP_SCAN, which tell zero pages from others to root only. */
-static void scan_by_reading(struct scan *scan)
+static void scan_by_reading(struct scan *scan, unsigned long addr)
 {
 	const struct vma *vma = scan->vma;
 	const uint64_t *entry;
-	unsigned long addr, left = (vma->rss + vma->swap) * 1024 / PAGE_SZ;
+	unsigned long left = (vma->rss + vma->swap) * 1024 / PAGE_SZ;
 
 	/* Some reserve terabytes: stop where all that is known of is found. */
-	for (addr = vma->start; addr < vma->end && left && !scan->proc->ended; addr += PAGE_SZ) {
+	for (; addr < vma->end && left && !scan->proc->ended; addr += PAGE_SZ) {
 		entry = pagemap_entries(scan->proc, addr);
 		if (!(*entry & (PM_PRESENT | PM_SWAP)))
 			continue;
@@ -371,6 +371,7 @@ void scan_vma(struct process *proc, const struct vma *vma, unsigned long shift,
 	struct page_region regions[256];
 	struct pm_scan_arg req = {
 		.size = sizeof(req),
+		.start = vma->start,
 		.end = vma->end,
 		.walk_end = vma->start,
 		.vec = (uintptr_t)regions,
@@ -396,7 +397,7 @@ void scan_vma(struct process *proc, const struct vma *vma, unsigned long shift,
 		}
 	}
 	if (proc->no_scan && !proc->ended)
-		scan_by_reading(&scan);
+		scan_by_reading(&scan, req.start);
 	scan_flush(&scan);
 }
 
