@@ -26,7 +26,7 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 	@echo "ARCH=x86_64|arm64 selects; without it tests run on both, the rest on $(HOST)"
 
-check: ## sync, lint, vma-test; per architecture kernel, boot, kunit, kselftests
+check: ## sync, lint, vma-test, tlb models; per architecture kernel, boot, kunit, kselftests
 	@scripts/check $(ARCHES)
 
 deps: ## install the Debian packages needed, or list what is missing
