@@ -11,7 +11,8 @@
  * the physical page that QEMU says the marker has. Each page that is recorded is
  * then walked from that root and compared with what QEMU says. An access that does
  * not agree is another process's, and all that came since the last kernel code
- * before it is dropped.
+ * before it is dropped; so is what came between two runs of kernel code without an
+ * access to a writable page that agrees, which could be anybody's.
  *
  * DIR gets LABEL.layout, text, and a file named by its hash with the accesses, which
  * is the same for all layouts under which a program does the same.
@@ -330,9 +331,10 @@ static void burst_end(void)
 {
 	if (burst.foreign) {
 		rec.foreign += burst.nr;
+	} else if (!burst.ours) {
+		/* Such as a process that fetched, and faulted on what it accessed first. */
+		rec.unproven += burst.nr;
 	} else {
-		if (!burst.ours)
-			rec.unproven += burst.nr;
 		burst_words();
 		rec.insns += insns - rec.insns_seen;
 		rec.accesses += burst.accesses;
