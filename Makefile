@@ -72,11 +72,12 @@ stress: work ## all at once for 10 minutes, with KASAN and lockdep (builds for 2
 bench: work ## measure all stages, and costs for others: Documentation/measured.md
 	@scripts/bench $(ARCHES)
 
-programs: work ## Debian's own programs, 4K, mTHP and granule: Documentation/measured.md
+programs: work ## Debian's programs, in 4K, mTHP, granules: measured.md (QUICK=1: five)
 	@scripts/programs/run $(if $(QUICK),--quick) $(ARCHES)
 
-tlb: work ## model the TLB misses of loads and programs: Documentation/measured.md
+tlb: work ## model TLB misses from recorded accesses: measured.md (QUICK=1: minutes)
 	@scripts/tlb/tlb $(if $(QUICK),--quick) $(ARCHES)
+	$(if $(QUICK),,scripts/measured)
 
 vma-test: work ## run tools/testing/vma on the host
 	@scripts/vma-test

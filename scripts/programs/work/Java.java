@@ -5,14 +5,14 @@ import java.util.HashMap;
 import java.util.TreeMap;
 
 public class Java {
-	static final int N = 60000, THREADS = 40;
+	static final int N = 40000, THREADS = 40;
 
 	public static void main(String[] args) throws Exception {
 		HashMap<String, int[]> m = new HashMap<>();
 		for (int i = 0; i < N; i++)
 			m.put("k" + i, new int[] { i, i + 1, i * 7 });
 		long sum = 0;
-		for (int r = 0; r < 3; r++) {
+		for (int r = 0; r < 2; r++) {
 			ArrayList<byte[]> l = new ArrayList<>();
 			for (int i = 0; i < 15000; i++) {
 				l.add(new byte[200 + i % 300]);

@@ -1,4 +1,4 @@
 # shellcheck shell=bash
 # A program in Go: its heap, and the pipe that fills it.
 set -euo pipefail
-seq 1 150000 | sed 's/$/-abc-xyz/' | fzf --filter '91 xyz' | sha256sum
+seq 1 100000 | sed 's/$/-abc-xyz/' | fzf --filter '91 xyz' | sha256sum

@@ -1,2 +1,3 @@
 # shellcheck shell=bash
-exec "${java:?}" -Xmx128m -cp /tmp/java Java
+# It waits for its compiler: else how much is interpreted is not the same each time.
+exec "${java:?}" -Xmx128m -Xbatch -XX:+UseSerialGC -cp /tmp/java Java
