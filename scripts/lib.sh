@@ -84,8 +84,8 @@ worktree()
 	fi
 }
 
-# Nothing of the series: "make bench" writes it into Documentation, where else all is
-# the series'.
+# Nothing of the series: "make bench", "make programs" and "make tlb" write it into
+# Documentation, where else all is the series'.
 # shellcheck disable=SC2034
 measured_files=(Documentation/measured.md
 	Documentation/{bench,programs,tlb}-{x86_64,arm64}.svg)
