@@ -711,7 +711,7 @@ static long status_kb(pid_t pid, const char *format)
 
 #define IDLE_MB		24UL
 #define ACTIVE_MB	24UL
-#define BOTH_MAX	"28M"
+#define BOTH_MAX_MB	28UL
 #define ACTIVE_ROUNDS	4
 
 /*
@@ -768,16 +768,21 @@ static bool idle_and_active(struct granule_cg *cg, enum granule_kind kind,
 TEST_F_TIMEOUT(page_granule_reclaim, idle_first, 180)
 {
 	static const enum granule_kind kinds[] = { GRANULE_DEFAULT, GRANULE_CONTRACT };
-	long idle, faults, mthp_idle, mthp_faults;
+	const long excess = (IDLE_MB + ACTIVE_MB - BOTH_MAX_MB) * MB / 1024;
+	long idle, faults, mthp_idle, mthp_faults, least;
+	char max[32];
 	size_t i;
 
-	ASSERT_EQ(granule_cg_write(self->cg.dir, "memory.max", BOTH_MAX), 0);
+	snprintf(max, sizeof(max), "%luM", BOTH_MAX_MB);
+	ASSERT_EQ(granule_cg_write(self->cg.dir, "memory.max", max), 0);
 	ASSERT_TRUE(idle_and_active(&self->cg, GRANULE_UNTAGGED, &mthp_idle, &mthp_faults));
+	/* Reclaim may take more than it has to: no measure, of either kind. */
+	least = mthp_idle < excess ? mthp_idle : excess;
 	for (i = 0; i < ARRAY_SIZE(kinds); i++) {
 		ASSERT_TRUE(idle_and_active(&self->cg, kinds[i], &idle, &faults));
 		ksft_print_msg("idle: %ld kB out; active: %ld faults; mTHP: %ld kB, %ld\n",
 			       idle, faults, mthp_idle, mthp_faults);
-		EXPECT_GE(idle, mthp_idle - mthp_idle / 10 - 1024);
+		EXPECT_GE(idle, least - least / 10 - 1024);
 		EXPECT_LE(faults, mthp_faults + mthp_faults / 10 + 512);
 	}
 }
