@@ -101,21 +101,45 @@ static int granule_node(struct vm_area_struct *vma, unsigned long addr)
 }
 
 /**
- * page_granule_has_room - Can a granule be charged without reclaim?
+ * page_granule_has_room - Can pages be charged without reclaim?
  * @memcg: The memory cgroup, or NULL.
+ * @nr: How many pages.
  *
  * Return: true if no limit stands in the way, which can change any time.
  */
-bool page_granule_has_room(struct mem_cgroup *memcg)
+bool page_granule_has_room(struct mem_cgroup *memcg, unsigned int nr)
 {
 #ifdef CONFIG_MEMCG
 	for (; memcg; memcg = parent_mem_cgroup(memcg)) {
-		if (page_counter_read(&memcg->memory) + PAGE_GRANULE_NR >
-		    READ_ONCE(memcg->memory.max))
+		if (page_counter_read(&memcg->memory) + nr >
+		    min(READ_ONCE(memcg->memory.max), READ_ONCE(memcg->memory.high)))
 			return false;
 	}
 #endif
 	return true;
+}
+
+/* May so many pages be charged to whose memory it is, without reclaim? Just a hint. */
+static bool granule_has_room(struct vm_area_struct *vma, unsigned int nr)
+{
+	struct mem_cgroup *memcg = get_mem_cgroup_from_mm(vma->vm_mm);
+	const bool room = page_granule_has_room(memcg, nr);
+
+	mem_cgroup_put(memcg);
+	return room;
+}
+
+/*
+ * May all of a granule be swapped in for the one page that is needed? Where a limit
+ * stands in the way, the others would take the place of pages in use, which come back
+ * with others again. There has to be more room than for the granule and its copy: what
+ * reclaim leaves when it makes room for a page is none. Who is worth direct reclaim for
+ * huge pages may reclaim for this as well.
+ */
+static bool __maybe_unused granule_may_swap_in(struct vm_area_struct *vma)
+{
+	return (vma_thp_gfp_mask(vma) & __GFP_DIRECT_RECLAIM) ||
+	       granule_has_room(vma, 2 * PAGE_GRANULE_NR + SWAP_CLUSTER_MAX);
 }
 
 /**
@@ -198,6 +222,21 @@ static void zero_granule_folio(struct vm_fault *vmf, struct folio *folio)
 		folio_zero_user(folio, vmf->address);
 }
 
+#define GRANULE_ALL_HOLES	(BIT(PAGE_GRANULE_NR) - 1)
+
+/* A bit for each PTE of a granule that is none. @pte is the first. */
+static unsigned long granule_holes(pte_t *pte)
+{
+	unsigned long holes = 0;
+	int i;
+
+	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		if (pte_none(ptep_get(pte + i)))
+			holes |= BIT(i);
+	}
+	return holes;
+}
+
 /**
  * granule_empty - Is all of a granule to be populated?
  * @vmf: A fault on an address in a granule.
@@ -274,6 +313,29 @@ static void fold_granule(struct vm_area_struct *vma, unsigned long start, pte_t 
 	modify_prot_commit_ptes(vma, start, pte, merged, merged, PAGE_GRANULE_NR);
 }
 
+/*
+ * Single pages of the granule at @start have been mapped. If they were the last ones,
+ * it can be repaired, or is whole. @pte is its first PTE, and locked.
+ */
+static void note_granule_filled(struct vm_area_struct *vma, unsigned long start,
+				pte_t *pte)
+{
+	int i;
+
+	if (!vma_has_granule(vma, start) || userfaultfd_armed(vma) ||
+	    !vma_granule_folios(vma))
+		return;
+
+	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+		if (!pte_present(ptep_get(pte + i)))
+			return;
+	}
+	if (page_granule_is_whole(vma, start, pte))
+		fold_granule(vma, start, pte);
+	else
+		page_granule_repair_later(vma->vm_mm, start);
+}
+
 /**
  * granule_filled - A page of a granule has been mapped by itself.
  * @vmf: The fault that did so, on an address in a granule.
@@ -286,23 +348,9 @@ static void fold_granule(struct vm_area_struct *vma, unsigned long start, pte_t 
 void granule_filled(struct vm_fault *vmf)
 {
 	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
-	struct vm_area_struct *vma = vmf->vma;
-	pte_t *pte;
-	int i;
 
-	if (!vma_has_granule(vma, vmf->address) || userfaultfd_armed(vma) ||
-	    !vma_granule_folios(vma))
-		return;
-
-	pte = vmf->pte - ((vmf->address - start) >> PAGE_SHIFT);
-	for (i = 0; i < PAGE_GRANULE_NR; i++) {
-		if (!pte_present(ptep_get(pte + i)))
-			return;
-	}
-	if (page_granule_is_whole(vma, start, pte))
-		fold_granule(vma, start, pte);
-	else
-		page_granule_repair_later(vma->vm_mm, start);
+	note_granule_filled(vmf->vma, start,
+			    vmf->pte - ((vmf->address - start) >> PAGE_SHIFT));
 }
 
 /* Free those folios for a granule that have not been mapped. */
@@ -319,10 +367,11 @@ static void put_granule_folios(struct folio **folios)
 
 /*
  * One page for a granule. A contract is worth the same effort as a page that was
- * asked for; otherwise nobody dies for pages that were not.
+ * asked for; otherwise nobody dies for pages that were not, and nothing is reclaimed
+ * to @fill a granule.
  */
 static struct folio *alloc_granule_page(struct vm_area_struct *vma,
-					unsigned long addr, bool need_zero)
+					unsigned long addr, bool need_zero, bool fill)
 {
 	gfp_t gfp = need_zero ? __GFP_ZERO : 0;
 	struct folio *folio;
@@ -330,9 +379,10 @@ static struct folio *alloc_granule_page(struct vm_area_struct *vma,
 	if (vma_granule_contract(vma))
 		return folio_prealloc(vma->vm_mm, vma, addr, need_zero);
 
-	gfp |= GFP_HIGHUSER_MOVABLE | __GFP_NORETRY | __GFP_NOWARN;
+	gfp |= fill ? GFP_TRANSHUGE_LIGHT & ~__GFP_COMP :
+	       GFP_HIGHUSER_MOVABLE | __GFP_NORETRY | __GFP_NOWARN;
 	folio = vma_alloc_folio(gfp, 0, vma, addr);
-	if (folio && mem_cgroup_charge(folio, vma->vm_mm,
+	if (folio && mem_cgroup_charge(folio, vma->vm_mm, fill ? GFP_NOWAIT :
 				       GFP_PAGE_GRANULE_CHARGE)) {
 		folio_put(folio);
 		return NULL;
@@ -342,20 +392,23 @@ static struct folio *alloc_granule_page(struct vm_area_struct *vma,
 
 /*
  * Memory is too fragmented, or too short, for a folio that holds the granule.
- * Allocate single pages where @folios has none yet. Returns false if there is not
- * enough memory.
+ * Allocate single pages for @holes where @folios has none yet. Returns false if there
+ * is not enough memory.
  */
 static bool alloc_granule_pages(struct vm_fault *vmf, struct folio **folios,
-				bool need_zero)
+				unsigned long holes, bool need_zero)
 {
 	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
-	int i;
+	const bool fill = holes != GRANULE_ALL_HOLES;
+	unsigned int i;
 
-	for (i = 0; i < PAGE_GRANULE_NR; i++) {
+	if (fill && !granule_has_room(vmf->vma, PAGE_GRANULE_NR))
+		return false;
+	for_each_set_bit(i, &holes, PAGE_GRANULE_NR) {
 		if (!folios[i])
 			folios[i] = alloc_granule_page(vmf->vma,
 						       start + i * PAGE_SIZE,
-						       need_zero);
+						       need_zero, fill);
 		if (!folios[i])
 			return false;
 		__folio_mark_uptodate(folios[i]);
@@ -363,7 +416,7 @@ static bool alloc_granule_pages(struct vm_fault *vmf, struct folio **folios,
 	return true;
 }
 
-/* Map single pages to a granule that is empty. @pte is its first, and locked. */
+/* Map single pages to PTEs of a granule that are none. @pte is its first, and locked. */
 static void map_granule_pages(struct vm_fault *vmf, pte_t *pte,
 			      struct folio **folios)
 {
@@ -379,19 +432,19 @@ static void map_granule_pages(struct vm_fault *vmf, pte_t *pte,
 		nr++;
 	}
 	add_mm_counter(vmf->vma->vm_mm, MM_ANONPAGES, nr);
-	page_granule_count_fault(vmf->vma, start, GRANULE_FILL_SINGLE);
 }
 
 /**
- * populate_granule_single - Populate a granule from single pages.
- * @vmf: A fault on a granule that is empty; its PTE is neither mapped nor locked.
+ * populate_granule_single - Populate a granule, or what is missing, from single pages.
+ * @vmf: A fault on a granule that granule_wants_pages(); its PTE is neither mapped nor
+ *	 locked.
  * @folio: One page for the address that faulted, which is consumed.
  *
  * The process finds 0 or 16 pages of the granule present whatever happens, if the VMA
- * is a contract. If it is not, and there is no memory for 16, then it gets the one
- * that it asked for, as it would if the VMA was not tagged.
+ * is a contract. If it is not, and there is no memory for the others, then it gets the
+ * one that it asked for, as it would if the VMA was not tagged.
  *
- * Return: 0 if that has been done, or if the granule is not empty any more;
+ * Return: 0 if that has been done, or if the granule has changed meanwhile;
  * VM_FAULT_OOM, or what check_stable_address_space() returns.
  */
 vm_fault_t populate_granule_single(struct vm_fault *vmf, struct folio *folio)
@@ -400,10 +453,19 @@ vm_fault_t populate_granule_single(struct vm_fault *vmf, struct folio *folio)
 	const int nr = (vmf->address - start) >> PAGE_SHIFT;
 	struct folio *folios[PAGE_GRANULE_NR] = {};
 	struct vm_area_struct *vma = vmf->vma;
+	unsigned long holes = 0;
 	vm_fault_t ret = 0;
 
 	folios[nr] = folio;
-	if (!alloc_granule_pages(vmf, folios, true)) {
+	vmf->pte = pte_offset_map(vmf->pmd, start);
+	if (vmf->pte) {
+		holes = granule_holes(vmf->pte);
+		pte_unmap(vmf->pte);
+	}
+	if (!(holes & BIT(nr)))
+		goto out;
+
+	if (!alloc_granule_pages(vmf, folios, holes, true)) {
 		folios[nr] = NULL;
 		put_granule_folios(folios);
 		if (vma_granule_contract(vma)) {
@@ -417,13 +479,20 @@ vm_fault_t populate_granule_single(struct vm_fault *vmf, struct folio *folio)
 	vmf->pte = pte_offset_map_lock(vma->vm_mm, vmf->pmd, start, &vmf->ptl);
 	if (!vmf->pte)
 		goto out;
-	if (!pte_range_none(vmf->pte, PAGE_GRANULE_NR)) {
+	/* Who gives back says so before the holes can be seen. */
+	if (granule_holes(vmf->pte) != holes ||
+	    (holes != GRANULE_ALL_HOLES && !vma_granule_fills(vma))) {
 		update_mmu_tlb_range(vma, start, vmf->pte, PAGE_GRANULE_NR);
 		goto unlock;
 	}
 	ret = check_stable_address_space(vma->vm_mm);
-	if (!ret)
-		map_granule_pages(vmf, vmf->pte, folios);
+	if (ret)
+		goto unlock;
+	map_granule_pages(vmf, vmf->pte, folios);
+	if (holes == GRANULE_ALL_HOLES)
+		page_granule_count_fault(vma, start, GRANULE_FILL_SINGLE);
+	else
+		note_granule_filled(vma, start, vmf->pte);
 unlock:
 	pte_unmap_unlock(vmf->pte, vmf->ptl);
 out:
@@ -496,71 +565,6 @@ static pte_t granule_edge_pte(struct vm_area_struct *vma, struct page *page)
 	return pte_mkwrite(pte_mkdirty(entry), vma);
 }
 
-/**
- * populate_granule_edge - Populate the last block of a VMA that grows.
- * @vmf: A fault for a write on an address in no granule; its PTE is not mapped.
- *
- * Return: 0 if it was populated, or if the fault is to be tried again; what
- * check_stable_address_space() returns; VM_FAULT_FALLBACK if it is to be populated as
- * in a VMA that is not tagged.
- */
-vm_fault_t populate_granule_edge(struct vm_fault *vmf)
-{
-	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
-	struct vm_area_struct *vma = vmf->vma;
-	const unsigned long nr = (vma->vm_end - start) >> PAGE_SHIFT;
-	struct folio *folio;
-	vm_fault_t ret = 0;
-	bool empty;
-
-	if (nr >= PAGE_GRANULE_NR || !granule_edge_allowed(vma, start) ||
-	    !granule_vma_grows(vma, start))
-		return VM_FAULT_FALLBACK;
-	vmf->pte = pte_offset_map(vmf->pmd, start);
-	if (!vmf->pte)
-		return 0;
-	empty = pte_range_none(vmf->pte, PAGE_GRANULE_NR);
-	pte_unmap(vmf->pte);
-	if (!empty)
-		return VM_FAULT_FALLBACK;
-
-	folio = alloc_granule_folio(vma, start);
-	if (!folio)
-		return VM_FAULT_FALLBACK;
-	/* All of it: reclaim may write the rest to swap. */
-	zero_granule_folio(vmf, folio);
-	__folio_mark_uptodate(folio);
-
-	vmf->pte = pte_offset_map_lock(vma->vm_mm, vmf->pmd, start, &vmf->ptl);
-	if (!vmf->pte)
-		goto release;
-	if (!pte_range_none(vmf->pte, PAGE_GRANULE_NR)) {
-		update_mmu_tlb_range(vma, start, vmf->pte, nr);
-		goto unlock;
-	}
-	ret = check_stable_address_space(vma->vm_mm);
-	if (ret)
-		goto unlock;
-
-	folio_ref_add(folio, nr - 1);
-	folio_add_new_anon_rmap_part(folio, nr, vma, start);
-	folio_add_lru_vma(folio, vma);
-	set_ptes(vma->vm_mm, start, vmf->pte,
-		 granule_edge_pte(vma, &folio->page), nr);
-	update_mmu_cache_range(vmf, vma, start, vmf->pte, nr);
-	add_mm_counter(vma->vm_mm, MM_ANONPAGES, nr);
-	count_mthp_stat(PAGE_GRANULE_ORDER, MTHP_STAT_ANON_FAULT_ALLOC);
-	deferred_split_folio(folio, true);
-	pte_unmap_unlock(vmf->pte, vmf->ptl);
-	return 0;
-
-unlock:
-	pte_unmap_unlock(vmf->pte, vmf->ptl);
-release:
-	folio_put(folio);
-	return ret;
-}
-
 /*
  * The folio that holds a block, the pages @from to @to - 1 of which nobody maps, or
  * NULL. With what maps others of its pages here, and @refs, all references to it must
@@ -619,30 +623,24 @@ static void map_edge(struct vm_area_struct *vma, unsigned long start, pte_t *pte
 	}
 }
 
-/* page_granule_extend() for a tagged VMA. */
-void __page_granule_extend(struct vm_area_struct *vma, unsigned long addr,
-			   unsigned long end)
+/*
+ * Of the folio that holds the block at @start, zero and map the pages @from to @to - 1.
+ * In a @fault, who gives them back has to be looked out for. Returns false if they are
+ * not to be mapped, or not without having to wait.
+ */
+static bool extend_edge(struct vm_area_struct *vma, pmd_t *pmd, unsigned long start,
+			unsigned int from, unsigned int to, bool fault)
 {
-	const unsigned long start = addr & PAGE_GRANULE_MASK;
-	const unsigned int from = (addr - start) >> PAGE_SHIFT;
-	const unsigned int to = min(end - start, PAGE_GRANULE_SIZE) >> PAGE_SHIFT;
 	struct mm_struct *mm = vma->vm_mm;
 	struct folio *folio;
+	bool mapped = false;
 	spinlock_t *ptl;
 	unsigned int i;
 	pte_t *pte;
-	pmd_t *pmd;
 
-	if (!from || addr < vma->vm_start || end > vma->vm_end ||
-	    !granule_edge_allowed(vma, start))
-		return;
-
-	pmd = mm_find_pmd(mm, start);
-	if (!pmd)
-		return;
 	pte = pte_offset_map_lock(mm, pmd, start, &ptl);
 	if (!pte)
-		return;
+		return false;
 	folio = granule_edge_folio(vma, start, pte, from, to, 0);
 	if (folio && folio_trylock(folio))
 		folio_get(folio);
@@ -650,23 +648,140 @@ void __page_granule_extend(struct vm_area_struct *vma, unsigned long addr,
 		folio = NULL;
 	pte_unmap_unlock(pte, ptl);
 	if (!folio)
-		return;
+		return false;
 
 	/* They may have been mapped, and given back. */
 	for (i = from; i < to; i++)
 		clear_user_highpage(folio_page(folio, i), start + i * PAGE_SIZE);
+	flush_dcache_folio(folio);
 	/* The PTEs are to be seen later than that. */
 	smp_wmb();
 
 	pte = pte_offset_map_lock(mm, pmd, start, &ptl);
 	if (pte) {
 		/* Reclaim may have unmapped it, and there are other references. */
-		if (granule_edge_folio(vma, start, pte, from, to, 1) == folio)
+		mapped = granule_edge_folio(vma, start, pte, from, to, 1) == folio &&
+			 (!fault || vma_granule_fills(vma)) &&
+			 !check_stable_address_space(mm);
+		if (mapped)
 			map_edge(vma, start, pte, folio, from, to);
 		pte_unmap_unlock(pte, ptl);
 	}
 	folio_unlock(folio);
 	folio_put(folio);
+	return mapped;
+}
+
+/* page_granule_extend() for a tagged VMA. */
+void __page_granule_extend(struct vm_area_struct *vma, unsigned long addr,
+			   unsigned long end)
+{
+	const unsigned long start = addr & PAGE_GRANULE_MASK;
+	const unsigned int from = (addr - start) >> PAGE_SHIFT;
+	const unsigned int to = min(end - start, PAGE_GRANULE_SIZE) >> PAGE_SHIFT;
+	pmd_t *pmd;
+
+	if (!from || addr < vma->vm_start || end > vma->vm_end ||
+	    !granule_edge_allowed(vma, start))
+		return;
+
+	pmd = mm_find_pmd(vma->vm_mm, start);
+	if (pmd)
+		extend_edge(vma, pmd, start, from, to, false);
+}
+
+/*
+ * The VMA has grown over all of the block, but the rest of its folio was not mapped
+ * then: somebody had it locked, or a reference to it.
+ */
+static bool extend_granule(struct vm_fault *vmf)
+{
+	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
+	const unsigned int nr = (vmf->address - start) >> PAGE_SHIFT;
+	unsigned long holes;
+	unsigned int from;
+	pte_t *pte;
+
+	if (!granule_edge_allowed(vmf->vma, start) || !vma_granule_fills(vmf->vma))
+		return false;
+	pte = pte_offset_map(vmf->pmd, start);
+	if (!pte)
+		return false;
+	holes = granule_holes(pte);
+	pte_unmap(pte);
+
+	/* Those around this one, after a page that is there. */
+	from = fls(~holes & (BIT(nr) - 1));
+	return from && (holes & BIT(nr)) &&
+	       extend_edge(vmf->vma, vmf->pmd, start, from,
+			   find_next_zero_bit(&holes, PAGE_GRANULE_NR, nr), true);
+}
+
+/**
+ * populate_granule_edge - Populate the last block of a VMA that grows, or has grown.
+ * @vmf: A fault for a write on an address in a tagged VMA; its PTE is not mapped.
+ *
+ * Return: 0 if it was populated, or if the fault is to be tried again; what
+ * check_stable_address_space() returns; VM_FAULT_FALLBACK if it is to be populated as
+ * in a VMA that is not tagged.
+ */
+vm_fault_t populate_granule_edge(struct vm_fault *vmf)
+{
+	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
+	struct vm_area_struct *vma = vmf->vma;
+	const unsigned long nr = (vma->vm_end - start) >> PAGE_SHIFT;
+	struct folio *folio;
+	vm_fault_t ret = 0;
+	bool empty;
+
+	if (vma_has_granule(vma, start))
+		return extend_granule(vmf) ? 0 : VM_FAULT_FALLBACK;
+	if (nr >= PAGE_GRANULE_NR || !granule_edge_allowed(vma, start) ||
+	    !granule_vma_grows(vma, start))
+		return VM_FAULT_FALLBACK;
+	vmf->pte = pte_offset_map(vmf->pmd, start);
+	if (!vmf->pte)
+		return 0;
+	empty = pte_range_none(vmf->pte, PAGE_GRANULE_NR);
+	pte_unmap(vmf->pte);
+	if (!empty)
+		return VM_FAULT_FALLBACK;
+
+	folio = alloc_granule_folio(vma, start);
+	if (!folio)
+		return VM_FAULT_FALLBACK;
+	/* All of it: reclaim may write the rest to swap. */
+	zero_granule_folio(vmf, folio);
+	__folio_mark_uptodate(folio);
+
+	vmf->pte = pte_offset_map_lock(vma->vm_mm, vmf->pmd, start, &vmf->ptl);
+	if (!vmf->pte)
+		goto release;
+	if (!pte_range_none(vmf->pte, PAGE_GRANULE_NR)) {
+		update_mmu_tlb_range(vma, start, vmf->pte, nr);
+		goto unlock;
+	}
+	ret = check_stable_address_space(vma->vm_mm);
+	if (ret)
+		goto unlock;
+
+	folio_ref_add(folio, nr - 1);
+	folio_add_new_anon_rmap_part(folio, nr, vma, start);
+	folio_add_lru_vma(folio, vma);
+	set_ptes(vma->vm_mm, start, vmf->pte,
+		 granule_edge_pte(vma, &folio->page), nr);
+	update_mmu_cache_range(vmf, vma, start, vmf->pte, nr);
+	add_mm_counter(vma->vm_mm, MM_ANONPAGES, nr);
+	count_mthp_stat(PAGE_GRANULE_ORDER, MTHP_STAT_ANON_FAULT_ALLOC);
+	deferred_split_folio(folio, true);
+	pte_unmap_unlock(vmf->pte, vmf->ptl);
+	return 0;
+
+unlock:
+	pte_unmap_unlock(vmf->pte, vmf->ptl);
+release:
+	folio_put(folio);
+	return ret;
 }
 
 /**
@@ -737,7 +852,7 @@ static vm_fault_t alloc_granule_copy(struct vm_fault *vmf, struct page *page,
 	if (!folio) {
 		count_mthp_stat(PAGE_GRANULE_ORDER,
 				MTHP_STAT_ANON_FAULT_FALLBACK);
-		if (!alloc_granule_pages(vmf, folios, !page)) {
+		if (!alloc_granule_pages(vmf, folios, GRANULE_ALL_HOLES, !page)) {
 			put_granule_folios(folios);
 			if (vma_granule_contract(vmf->vma))
 				return VM_FAULT_OOM;
@@ -1005,12 +1120,12 @@ void count_fault_granule(struct vm_fault *vmf, int nr_pages)
 }
 
 /**
- * granule_wants_pages - Was there no folio for a granule?
+ * granule_wants_pages - Are single pages to populate a granule?
  * @vmf: A fault on an address in a granule; its PTE is neither mapped nor locked.
  * @folio: What it is to be served by.
  *
- * Return: true if @folio is smaller because there was none for the granule, rather
- * than because part of the granule is populated already.
+ * Return: true if @folio is smaller because there was none for the granule, or because
+ * the granule is populated in part and to be filled.
  */
 bool granule_wants_pages(struct vm_fault *vmf, struct folio *folio)
 {
@@ -1022,7 +1137,7 @@ bool granule_wants_pages(struct vm_fault *vmf, struct folio *folio)
 	    userfaultfd_armed(vmf->vma))
 		return false;
 
-	if (pmd_none(*vmf->pmd))
+	if (pmd_none(*vmf->pmd) || vma_granule_fills(vmf->vma))
 		return true;
 	pte = pte_offset_map(vmf->pmd, vmf->address);
 	if (!pte)
@@ -1518,7 +1633,7 @@ bool swapped_granule_fits(struct vm_fault *vmf, struct folio *folio,
  * If the slots are consecutive and aligned, the granule is in the swap cache as
  * one folio, or is read to one of @orders or its own; it remains to be mapped.
  * Otherwise, or if only a part of it is in zswap, it is copied to a folio, and
- * mapped.
+ * mapped. If a limit leaves no room for that, nothing is read but the page.
  *
  * Return: 0 if the granule is whole or has changed meanwhile; VM_FAULT_FALLBACK
  * if *@foliop, which is referenced and in the swap cache, is to be mapped, or if
@@ -1556,6 +1671,16 @@ vm_fault_t swapin_granule(struct vm_fault *vmf, softleaf_t entry,
 		return VM_FAULT_FALLBACK;
 
 	folio = swap_cache_get_folio(entry);
+	if (folio && in_order && folio_order(folio) >= PAGE_GRANULE_ORDER) {
+		*foliop = folio;
+		return VM_FAULT_FALLBACK;
+	}
+	if (!granule_may_swap_in(vma)) {
+		if (folio)
+			folio_put(folio);
+		count_vm_event(GRANULE_SWPIN_FALLBACK);
+		return VM_FAULT_FALLBACK;
+	}
 	if (!folio) {
 		major = VM_FAULT_MAJOR;
 		if (in_order &&
@@ -1679,16 +1804,6 @@ static bool read_shared_granule(struct vm_area_struct *vma, pgoff_t index)
 	return !IS_ERR(folio);
 }
 
-/* May a granule be charged to whose memory it is, without reclaim? Just a hint. */
-static bool granule_has_room(struct vm_area_struct *vma)
-{
-	struct mem_cgroup *memcg = get_mem_cgroup_from_mm(vma->vm_mm);
-	const bool room = page_granule_has_room(memcg);
-
-	mem_cgroup_put(memcg);
-	return room;
-}
-
 /*
  * Populate a granule of shared memory, some of which is in small folios. All of it
  * is brought into the page cache, and to one folio if it can be: a granule that was
@@ -1715,7 +1830,10 @@ static vm_fault_t populate_shared_granule(struct vm_fault *vmf, bool cached,
 	if (!cached && page_granule_monitored(mapping, index))
 		return 0;
 	/* What is charged for pages that nobody asked for remains charged. */
-	if (!cached && !vma_granule_contract(vma) && !granule_has_room(vma))
+	if (!cached && !vma_granule_contract(vma) &&
+	    !granule_has_room(vma, PAGE_GRANULE_NR))
+		return 0;
+	if (swapped && !granule_may_swap_in(vma))
 		return 0;
 	/* Without all of it there will be no granule. */
 	if (!read_shared_granule(vma, index))

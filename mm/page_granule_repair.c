@@ -1040,7 +1040,7 @@ static int repair_one(struct mm_struct *mm, unsigned long hint)
 	error = -EBUSY;
 	memcg = target.memcg ? NULL : get_mem_cgroup_from_mm(mm);
 	/* A charge in vain would be an event of the memory cgroup. */
-	room = page_granule_has_room(memcg ?: target.memcg);
+	room = page_granule_has_room(memcg ?: target.memcg, PAGE_GRANULE_NR);
 	mem_cgroup_put(memcg);
 	if (!room)
 		goto out;

@@ -265,6 +265,40 @@ static inline bool vma_granule_accepts(const struct vm_area_struct *vma,
 	       IS_ALIGNED(start | len, PAGE_GRANULE_SIZE);
 }
 
+/**
+ * vma_granule_fills - Does a fault fill granules that are populated in part?
+ * @vma: The user mapping, stabilised by the mmap lock or its VMA lock.
+ *
+ * A granule is populated in part if the VMA did not hold the rest when it was, or if
+ * memory was short.
+ *
+ * Return: false if @vma is not tagged, or if the holes may be those of a program that
+ * has given memory back. Whoever does so tells by page_granule_give_back(), and holds
+ * the page table lock when it clears PTEs.
+ */
+static inline bool vma_granule_fills(struct vm_area_struct *vma)
+{
+	return vma_granule_tagged(vma) && !vma_granule_contract(vma) &&
+	       vma_is_anonymous(vma) &&
+	       !vma_test_atomic_flag(vma, VMA_GRANULE_HOLES_BIT);
+}
+
+/**
+ * page_granule_give_back - A program gives back memory of a VMA, or moves it away.
+ * @vma: The VMA, stabilised by the mmap lock or its VMA lock.
+ *
+ * The holes that this makes are not filled by faults beside them. Call this before
+ * the first PTE is cleared.
+ *
+ * Context: Who changes VMA flags under the mmap lock reads them before it locks the
+ * VMA, and so may undo this if nothing but the VMA lock is held.
+ */
+static inline void page_granule_give_back(struct vm_area_struct *vma)
+{
+	if (vma_granule_fills(vma))
+		vma_set_atomic_flag(vma, VMA_GRANULE_HOLES_BIT);
+}
+
 int page_granule_check_mremap(struct mm_struct *mm, unsigned long addr,
 			      unsigned long old_len, unsigned long new_addr,
 			      unsigned long new_len, unsigned long flags);
@@ -539,7 +573,7 @@ int page_granule_collapse_range(struct vm_area_struct *vma, unsigned long start,
 				unsigned long end);
 void page_granule_repair_later(struct mm_struct *mm, unsigned long addr);
 void page_granule_repair_split(struct mm_struct *mm, unsigned long addr);
-bool page_granule_has_room(struct mem_cgroup *memcg);
+bool page_granule_has_room(struct mem_cgroup *memcg, unsigned int nr);
 struct folio *page_granule_alloc_node(gfp_t ceiling, int nid);
 bool page_granule_monitored(struct address_space *mapping, pgoff_t index);
 int page_granule_collapse(struct vm_area_struct *vma, unsigned long addr,

@@ -368,7 +368,8 @@ static void view_vma(struct view *view, const struct arena *arena, unsigned long
 			kind = kind == GRANULE_UNTAGGED ? GRANULE_DEFAULT : kind;
 		else if (!strcmp(word, "gc"))
 			kind = GRANULE_CONTRACT;
-		else if (*word)
+		/* That something was given back is told of tagged memory only. */
+		else if (*word && strcmp(word, "gh"))
 			snprintf(flags + len, sizeof(flags) - len, " %s", word);
 	}
 	for (page = 0; page < ARENA_PAGES; page++) {

@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Page granule: heaps that grow by less than a granule, as those of malloc() do:
- * by brk(), and by mprotect() of a part of what has been reserved.
+ * by brk(), and by mprotect() of a part of what has been reserved; and granules that
+ * were populated in part, for the VMA did not hold the rest yet.
  */
 #define _GNU_SOURCE
 #include "kselftest_harness.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <pthread.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -414,6 +417,313 @@ TEST_F(page_granule_reserved, merged)
 	ASSERT_EQ(mprotect(base + 6 * BASE_SIZE, 10 * BASE_SIZE, PROT_RW), 0);
 	ASSERT_EQ(mprotect(base + 4 * BASE_SIZE, 2 * BASE_SIZE, PROT_RW), 0);
 	EXPECT_EQ(granule_present_pages(self->pagemap, base, GRANULE_SIZE), 6);
+}
+
+/*
+ * Assert that a block whose folio could not be mapped when the heap grew, for somebody
+ * had a reference to it, becomes whole by a fault, and that nothing is copied.
+ */
+TEST_F(page_granule_heap, extended_later)
+{
+	unsigned long repaired = granule_vmstat("granule_repair");
+	static char page[BASE_SIZE];
+	struct iovec iov;
+	int fds[2];
+
+	ASSERT_EQ(pipe(fds), 0);
+	ASSERT_TRUE(grow(&self->heap, 2 * BASE_SIZE));
+	memset(self->base, 0x11, 2 * BASE_SIZE);
+	iov = (struct iovec){ .iov_base = self->base + BASE_SIZE, .iov_len = BASE_SIZE };
+	if (vmsplice(fds[1], &iov, 1, 0) != BASE_SIZE)
+		SKIP(return, "vmsplice fails (%s): run on a kernel that has it",
+		     strerror(errno));
+	ASSERT_TRUE(grow(&self->heap, GRANULE_SIZE - 2 * BASE_SIZE));
+	EXPECT_EQ(granule_present_pages(self->pagemap, self->base, GRANULE_SIZE), 2);
+	ASSERT_EQ(read(fds[0], page, sizeof(page)), (ssize_t)sizeof(page));
+
+	self->base[5 * BASE_SIZE] = 0x33;
+	EXPECT_EQ(granule_state(self->pagemap, self->base), GRANULE_WHOLE);
+	EXPECT_EQ(granule_vmstat("granule_repair"), repaired);
+	EXPECT_EQ(self->base[2 * BASE_SIZE - 1], 0x11);
+	EXPECT_EQ(self->base[5 * BASE_SIZE], 0x33);
+	self->base[5 * BASE_SIZE] = 0;
+	EXPECT_TRUE(reads_zero(self->base + 2 * BASE_SIZE, GRANULE_SIZE - 2 * BASE_SIZE));
+	close(fds[0]);
+	close(fds[1]);
+}
+
+/*
+ * A granule that is populated in part, because the VMA began in the middle of it: the
+ * pages PART_FIRST to PART_END - 1.
+ */
+#define PART_LEN	(4 * GRANULE_SIZE)
+#define PART_FIRST	8UL
+#define PART_END	12UL
+
+FIXTURE(page_granule_part)
+{
+	char *area;
+	int pagemap;
+};
+
+static unsigned long present_in(int pagemap, const char *granule)
+{
+	return granule_present_pages(pagemap, granule, GRANULE_SIZE);
+}
+
+FIXTURE_SETUP(page_granule_part)
+{
+	unsigned long i;
+
+	ASSERT_EQ(granule_set(PR_GRANULE_MMAP, GRANULE_SIZE), 0);
+	granule_thp_never();
+	self->pagemap = granule_open_pagemap();
+	ASSERT_GE(self->pagemap, 0);
+	self->area = reserve();
+	ASSERT_NE(self->area, MAP_FAILED);
+	ASSERT_EQ(mprotect(self->area + PART_FIRST * BASE_SIZE,
+			   PART_LEN - PART_FIRST * BASE_SIZE, PROT_RW), 0);
+	for (i = PART_FIRST; i < PART_END; i++)
+		self->area[i * BASE_SIZE] = i;
+	ASSERT_EQ(present_in(self->pagemap, self->area), PART_END - PART_FIRST);
+	ASSERT_EQ(mprotect(self->area, PART_FIRST * BASE_SIZE, PROT_RW), 0);
+}
+
+FIXTURE_TEARDOWN(page_granule_part)
+{
+	EXPECT_TRUE(granule_invariants_hold());
+	close(self->pagemap);
+}
+
+/* Are all pages as FIXTURE_SETUP has left them? */
+static bool part_unchanged(const char *area)
+{
+	unsigned long i;
+
+	for (i = 0; i < GRANULE_NR_PAGES; i++) {
+		if (area[i * BASE_SIZE] != (i >= PART_FIRST && i < PART_END ? (char)i : 0) ||
+		    !reads_zero(area + i * BASE_SIZE + 1, BASE_SIZE - 1))
+			return false;
+	}
+	return true;
+}
+
+/* Assert that one fault fills it, and that it becomes whole. */
+TEST_F(page_granule_part, filled)
+{
+	unsigned long fallback = granule_vmstat("granule_fallback");
+	long faults = minor_faults();
+
+	*self->area = 1;
+	*self->area = 0;
+	self->area[BASE_SIZE] = 1;
+	self->area[BASE_SIZE] = 0;
+	self->area[PART_END * BASE_SIZE] = 1;
+	self->area[PART_END * BASE_SIZE] = 0;
+	EXPECT_EQ(minor_faults() - faults, 1);
+	EXPECT_EQ(present_in(self->pagemap, self->area), GRANULE_NR_PAGES);
+	EXPECT_EQ(granule_vmstat("granule_fallback"), fallback);
+	EXPECT_NE(granule_state(self->pagemap, self->area), GRANULE_WHOLE);
+	granule_repair(true);
+	EXPECT_GE(granule_until_whole(self->pagemap, self->area, 10), 0);
+	granule_repair(false);
+	EXPECT_TRUE(part_unchanged(self->area));
+}
+
+/* Assert that what a read maps is not in the way. */
+TEST_F(page_granule_part, read_first)
+{
+	EXPECT_EQ(*self->area, 0);
+	EXPECT_EQ(present_in(self->pagemap, self->area), PART_END - PART_FIRST + 1);
+	self->area[BASE_SIZE] = 1;
+	self->area[BASE_SIZE] = 0;
+	EXPECT_EQ(present_in(self->pagemap, self->area), GRANULE_NR_PAGES);
+	EXPECT_TRUE(part_unchanged(self->area));
+}
+
+/* Assert that what mremap() makes room for is filled as well. */
+TEST_F(page_granule_part, mremap)
+{
+	char *area = granule_reserve(2 * GRANULE_SIZE), *map;
+
+	ASSERT_NE(area, NULL);
+	ASSERT_EQ(munmap(area, 2 * GRANULE_SIZE), 0);
+	map = mmap(area, 3 * BASE_SIZE, PROT_RW, ANON_FLAGS | MAP_FIXED_NOREPLACE, -1, 0);
+	ASSERT_EQ(map, area);
+	area[BASE_SIZE] = 1;
+	EXPECT_EQ(present_in(self->pagemap, area), 1);
+	ASSERT_EQ(mremap(area, 3 * BASE_SIZE, GRANULE_SIZE, 0), area);
+	area[7 * BASE_SIZE] = 1;
+	EXPECT_EQ(present_in(self->pagemap, area), GRANULE_NR_PAGES);
+}
+
+static bool has_holes_flag(const char *addr)
+{
+	struct granule_smaps smaps;
+
+	return granule_read_smaps(getpid(), addr, &smaps) && granule_has_flag(&smaps, "gh");
+}
+
+/* Assert that nothing is filled once the program has given a part of the VMA back. */
+TEST_F(page_granule_part, given_back)
+{
+	static const int advices[] = { MADV_DONTNEED, MADV_FREE, MADV_GUARD_INSTALL };
+	const unsigned long here = PART_END - PART_FIRST;
+	char *other = nth(self->area, 2);
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(advices); i++) {
+		pid_t pid = fork();
+		int status;
+
+		if (!pid) {
+			int pagemap = granule_open_pagemap();
+
+			*other = 1;
+			EXPECT_FALSE(has_holes_flag(self->area));
+			ASSERT_EQ(madvise(other + BASE_SIZE, BASE_SIZE, advices[i]), 0);
+			EXPECT_TRUE(has_holes_flag(self->area));
+			*self->area = 1;
+			EXPECT_EQ(present_in(pagemap, self->area), here + 1);
+			/* Not by the VMA that remains, or that it becomes, either. */
+			ASSERT_EQ(mprotect(nth(self->area, 1), GRANULE_SIZE, PROT_READ), 0);
+			self->area[BASE_SIZE] = 1;
+			EXPECT_EQ(present_in(pagemap, self->area), here + 2);
+			ASSERT_EQ(mprotect(nth(self->area, 1), GRANULE_SIZE, PROT_RW), 0);
+			self->area[2 * BASE_SIZE] = 1;
+			EXPECT_EQ(present_in(pagemap, self->area), here + 3);
+			_exit(0);
+		}
+		ASSERT_EQ(waitpid(pid, &status, 0), pid);
+		EXPECT_EQ(status, 0);
+	}
+	/* The children's were others. */
+	*self->area = 1;
+	EXPECT_EQ(present_in(self->pagemap, self->area), GRANULE_NR_PAGES);
+}
+
+/* Assert the same of what was given back of a VMA that it is merged with. */
+TEST_F(page_granule_part, merged)
+{
+	char *next = self->area + PART_LEN;
+
+	ASSERT_EQ(mprotect(nth(next, 1), PART_LEN, PROT_RW), 0);
+	/* It has no page: two VMAs that had both would not be merged. */
+	ASSERT_EQ(madvise(nth(next, 1), BASE_SIZE, MADV_DONTNEED), 0);
+	EXPECT_FALSE(has_holes_flag(self->area));
+	ASSERT_EQ(mprotect(next, GRANULE_SIZE, PROT_RW), 0);
+	EXPECT_TRUE(has_holes_flag(self->area));
+	*self->area = 1;
+	EXPECT_EQ(present_in(self->pagemap, self->area), PART_END - PART_FIRST + 1);
+}
+
+/* Assert that what mremap() moves away is not filled either. */
+TEST_F(page_granule_part, moved_away)
+{
+	char *moved;
+
+	*nth(self->area, 2) = 1;
+	moved = mremap(nth(self->area, 2), GRANULE_SIZE, GRANULE_SIZE,
+		       MREMAP_MAYMOVE | MREMAP_DONTUNMAP, NULL);
+	ASSERT_NE(moved, MAP_FAILED);
+	EXPECT_TRUE(has_holes_flag(nth(self->area, 2)));
+}
+
+/* Assert the same of UFFDIO_MOVE. */
+TEST_F(page_granule_part, moved_by_monitor)
+{
+	struct uffdio_move move = { .len = BASE_SIZE };
+	int uffd = granule_uffd_open(UFFD_FEATURE_MOVE);
+	char *to;
+
+	if (uffd < 0)
+		SKIP(return, "no UFFDIO_MOVE: set CONFIG_USERFAULTFD=y");
+	to = mmap(NULL, GRANULE_SIZE, PROT_RW, ANON_FLAGS, -1, 0);
+	ASSERT_NE(to, MAP_FAILED);
+	ASSERT_EQ(uffd_register(uffd, to, GRANULE_SIZE, true, false, false), 0);
+	move.dst = (unsigned long)to;
+	move.src = (unsigned long)self->area + PART_FIRST * BASE_SIZE;
+	ASSERT_EQ(ioctl(uffd, UFFDIO_MOVE, &move), 0);
+	EXPECT_EQ(*to, (char)PART_FIRST);
+	*self->area = 1;
+	EXPECT_EQ(present_in(self->pagemap, self->area), PART_END - PART_FIRST);
+	close(uffd);
+}
+
+/* Assert that memory that is given back, and made accessible again, is not populated. */
+TEST_F(page_granule_part, taken_again)
+{
+	char *area = nth(self->area, 1);
+	const unsigned long kept = 6;
+
+	memset(area, 1, GRANULE_SIZE);
+	ASSERT_EQ(granule_state(self->pagemap, area), GRANULE_WHOLE);
+	area += kept * BASE_SIZE;
+	ASSERT_EQ(madvise(area, GRANULE_SIZE - kept * BASE_SIZE, MADV_DONTNEED), 0);
+	ASSERT_EQ(mprotect(area, GRANULE_SIZE - kept * BASE_SIZE, PROT_NONE), 0);
+	ASSERT_EQ(mprotect(area, GRANULE_SIZE - kept * BASE_SIZE, PROT_RW), 0);
+	EXPECT_EQ(present_in(self->pagemap, nth(self->area, 1)), kept);
+	*area = 1;
+	EXPECT_EQ(present_in(self->pagemap, nth(self->area, 1)), kept + 1);
+}
+
+/* Assert that userfaultfd sees a fault on each page of it. */
+TEST_F(page_granule_part, monitored)
+{
+	int uffd = granule_uffd_open(0);
+
+	if (uffd < 0)
+		SKIP(return, "no userfaultfd: set CONFIG_USERFAULTFD=y");
+	ASSERT_EQ(uffd_register(uffd, self->area, PART_LEN, false, true, false), 0);
+	*self->area = 1;
+	EXPECT_EQ(present_in(self->pagemap, self->area), PART_END - PART_FIRST + 1);
+	close(uffd);
+}
+
+/* Assert that a page is a page where the program wants no huge pages. */
+TEST_F(page_granule_part, nohugepage)
+{
+	ASSERT_EQ(madvise(self->area, PART_LEN, MADV_NOHUGEPAGE), 0);
+	*self->area = 1;
+	EXPECT_EQ(present_in(self->pagemap, self->area), PART_END - PART_FIRST + 1);
+}
+
+#define PART_ROUNDS	300
+
+static void *write_lower(void *arg)
+{
+	char *area = arg;
+	unsigned long i;
+
+	for (i = 0; i < PART_FIRST; i++)
+		__atomic_fetch_add(&area[i * BASE_SIZE], 1, __ATOMIC_RELAXED);
+	return NULL;
+}
+
+/* Assert that no write is lost where two threads fill it at once. */
+TEST_F(page_granule_part, at_once)
+{
+	unsigned long i, round, wrong = 0;
+
+	for (round = 0; round < PART_ROUNDS; round++) {
+		char *area = reserve();
+		pthread_t thread;
+
+		ASSERT_NE(area, MAP_FAILED);
+		ASSERT_EQ(mprotect(area + PART_FIRST * BASE_SIZE,
+				   GRANULE_SIZE - PART_FIRST * BASE_SIZE, PROT_RW), 0);
+		area[PART_FIRST * BASE_SIZE] = 1;
+		ASSERT_EQ(mprotect(area, PART_FIRST * BASE_SIZE, PROT_RW), 0);
+		ASSERT_EQ(pthread_create(&thread, NULL, write_lower, area), 0);
+		write_lower(area);
+		ASSERT_EQ(pthread_join(thread, NULL), 0);
+		for (i = 0; i < PART_FIRST; i++)
+			wrong += area[i * BASE_SIZE] != 2;
+		EXPECT_EQ(present_in(self->pagemap, area),
+			  GRANULE_NR_PAGES);
+		ASSERT_EQ(munmap(area, 4 * HEAP_LEN), 0);
+	}
+	EXPECT_EQ(wrong, 0);
 }
 
 /* Assert that memory that does not grow takes a page for a page. */

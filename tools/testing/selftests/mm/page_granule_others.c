@@ -1291,12 +1291,17 @@ FIXTURE_TEARDOWN(page_granule_limit)
 
 #define LIMIT_PAGES	(8 * MB / BASE_SIZE)
 
-static int set_max(const struct granule_cg *cg, long max)
+static int set_limit(const struct granule_cg *cg, const char *name, long limit)
 {
 	char text[32];
 
-	snprintf(text, sizeof(text), "%ld", max);
-	return granule_cg_write(cg->dir, "memory.max", text);
+	snprintf(text, sizeof(text), "%ld", limit);
+	return granule_cg_write(cg->dir, name, text);
+}
+
+static int set_max(const struct granule_cg *cg, long max)
+{
+	return set_limit(cg, "memory.max", max);
 }
 
 /*
@@ -1338,6 +1343,7 @@ TEST_F_TIMEOUT(page_granule_limit, room_for_few, 60)
 			char *rest = granule_area(GRANULE_UNTAGGED, 8 * MB, 0);
 			int pagemap = granule_open_pagemap();
 			cpu_set_t set;
+			long current;
 
 			/* Pages charged in advance are those of one CPU. */
 			CPU_ZERO(&set);
@@ -1346,12 +1352,23 @@ TEST_F_TIMEOUT(page_granule_limit, room_for_few, 60)
 			    sched_setaffinity(0, sizeof(set), &set))
 				_exit(1);
 			*area = 1;	/* the page table */
-			if (set_max(&self->cg, 8 * MB) ||
+			if (granule_cg_write(self->cg.dir, "memory.high", "max") ||
+			    set_max(&self->cg, 8 * MB) ||
 			    !leave_room(&self->cg, rest, rooms[i]))
 				_exit(3);
 			*page_at(nth(area, 2), 5) = 1;
 			EXPECT_EQ(present_in(pagemap, nth(area, 2)), 1);
 			EXPECT_TRUE(pagemap_is_populated(pagemap, page_at(nth(area, 2), 5)));
+			/* Neither is there room to fill the rest. */
+			*page_at(nth(area, 2), 7) = 1;
+			EXPECT_EQ(present_in(pagemap, nth(area, 2)), 2);
+			/* What is charged above this is reclaimed for later. */
+			current = granule_cg_read(self->cg.dir, "memory.current", NULL);
+			if (set_limit(&self->cg, "memory.high", current + rooms[i] * BASE_SIZE) ||
+			    set_max(&self->cg, 8 * MB))
+				_exit(4);
+			*page_at(nth(area, 2), 9) = 1;
+			EXPECT_EQ(present_in(pagemap, nth(area, 2)), 3);
 			_exit(0);
 		}
 		ASSERT_EQ(waitpid(pid, &status, 0), pid);
@@ -1359,6 +1376,49 @@ TEST_F_TIMEOUT(page_granule_limit, room_for_few, 60)
 		EXPECT_EQ(WEXITSTATUS(status), 0);
 	}
 	EXPECT_EQ(granule_cg_read(self->cg.dir, "memory.events", "oom_kill"), 0);
+}
+
+#define THRASH_LEN	(12 * MB)
+#define THRASH_TOUCHES	8000
+
+/* How much a child reads from swap that touches pages at random of more than it may have. */
+static long read_from_swap(struct granule_cg *cg, enum granule_kind kind)
+{
+	long before = granule_cg_read(cg->dir, "memory.stat", "pswpin");
+	unsigned int i, seed = 1;
+	pid_t pid = fork_into(cg);
+
+	if (!pid) {
+		char *area = granule_area(kind, THRASH_LEN, 0);
+
+		if (!area)
+			_exit(1);
+		touch_all(area, THRASH_LEN);
+		for (i = 0; i < THRASH_TOUCHES; i++) {
+			seed = seed * 1103515245 + 12345;
+			area[(seed >> 8) % (THRASH_LEN / BASE_SIZE) * BASE_SIZE] ^= 1;
+		}
+		_exit(0);
+	}
+	if (!granule_child_ends(pid))
+		return -1;
+	return granule_cg_read(cg->dir, "memory.stat", "pswpin") - before;
+}
+
+/* Assert that a granule is no reason to read, and write, more where memory is short. */
+TEST_F_TIMEOUT(page_granule_limit, no_more_from_swap, 120)
+{
+	long base, granule;
+
+	if (granule_cg_write(self->cg.dir, "memory.swap.max", "max"))
+		SKIP(return, "no swap: set CONFIG_SWAP=y, and swap on");
+	base = read_from_swap(&self->cg, GRANULE_UNTAGGED);
+	if (!base)
+		SKIP(return, "nothing is swapped out: swap on");
+	granule = read_from_swap(&self->cg, GRANULE_DEFAULT);
+	ksft_print_msg("from swap: %ld pages, untagged: %ld\n", granule, base);
+	EXPECT_GT(base, 0);
+	EXPECT_LE(granule, base + base / 5);
 }
 
 /* Shared memory in folios larger than a granule. */
