@@ -129,14 +129,18 @@ static bool granule_has_room(struct vm_area_struct *vma, unsigned int nr)
 	return room;
 }
 
-/*
- * May all of a granule be swapped in for the one page that is needed? Where a limit
- * stands in the way, the others would take the place of pages in use, which come back
- * with others again. There has to be more room than for the granule and its copy: what
- * reclaim leaves when it makes room for a page is none. Who is worth direct reclaim for
- * huge pages may reclaim for this as well.
+/**
+ * page_granule_may_swap_in - Is a granule to be swapped in for one of its pages?
+ * @vma: The tagged VMA, stabilised by the mmap lock or its VMA lock.
+ *
+ * Where a limit stands in the way, the other pages would take the place of those in
+ * use, which come back with others in turn. There has to be more room than for the
+ * granule and its copy: what reclaim leaves when it makes room for a page is none. Who
+ * is worth direct reclaim for huge pages may reclaim for this as well.
+ *
+ * Return: false if the page is to be swapped in alone, which is only a hint.
  */
-static bool __maybe_unused granule_may_swap_in(struct vm_area_struct *vma)
+bool page_granule_may_swap_in(struct vm_area_struct *vma)
 {
 	return (vma_thp_gfp_mask(vma) & __GFP_DIRECT_RECLAIM) ||
 	       granule_has_room(vma, 2 * PAGE_GRANULE_NR + SWAP_CLUSTER_MAX);
@@ -1675,7 +1679,7 @@ vm_fault_t swapin_granule(struct vm_fault *vmf, softleaf_t entry,
 		*foliop = folio;
 		return VM_FAULT_FALLBACK;
 	}
-	if (!granule_may_swap_in(vma)) {
+	if (!page_granule_may_swap_in(vma)) {
 		if (folio)
 			folio_put(folio);
 		count_vm_event(GRANULE_SWPIN_FALLBACK);
@@ -1833,7 +1837,7 @@ static vm_fault_t populate_shared_granule(struct vm_fault *vmf, bool cached,
 	if (!cached && !vma_granule_contract(vma) &&
 	    !granule_has_room(vma, PAGE_GRANULE_NR))
 		return 0;
-	if (swapped && !granule_may_swap_in(vma))
+	if (swapped && !page_granule_may_swap_in(vma))
 		return 0;
 	/* Without all of it there will be no granule. */
 	if (!read_shared_granule(vma, index))

@@ -91,6 +91,7 @@ static inline bool page_granule_within(unsigned long start, unsigned long end,
 
 bool __vma_has_granule(struct vm_area_struct *vma, unsigned long addr);
 bool vma_granule_folios(struct vm_area_struct *vma);
+bool page_granule_may_swap_in(struct vm_area_struct *vma);
 
 /**
  * vma_granule_congruent - Can folios be aligned as the addresses are?

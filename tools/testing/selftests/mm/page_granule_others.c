@@ -1382,14 +1382,14 @@ TEST_F_TIMEOUT(page_granule_limit, room_for_few, 60)
 #define THRASH_TOUCHES	8000
 
 /* How much a child reads from swap that touches pages at random of more than it may have. */
-static long read_from_swap(struct granule_cg *cg, enum granule_kind kind)
+static long read_from_swap(struct granule_cg *cg, enum granule_kind kind, int flags)
 {
 	long before = granule_cg_read(cg->dir, "memory.stat", "pswpin");
 	unsigned int i, seed = 1;
 	pid_t pid = fork_into(cg);
 
 	if (!pid) {
-		char *area = granule_area(kind, THRASH_LEN, 0);
+		char *area = granule_area(kind, THRASH_LEN, flags);
 
 		if (!area)
 			_exit(1);
@@ -1408,17 +1408,22 @@ static long read_from_swap(struct granule_cg *cg, enum granule_kind kind)
 /* Assert that a granule is no reason to read, and write, more where memory is short. */
 TEST_F_TIMEOUT(page_granule_limit, no_more_from_swap, 120)
 {
+	static const int flags[] = { 0, MAP_SHARED };
 	long base, granule;
+	size_t i;
 
 	if (granule_cg_write(self->cg.dir, "memory.swap.max", "max"))
 		SKIP(return, "no swap: set CONFIG_SWAP=y, and swap on");
-	base = read_from_swap(&self->cg, GRANULE_UNTAGGED);
-	if (!base)
-		SKIP(return, "nothing is swapped out: swap on");
-	granule = read_from_swap(&self->cg, GRANULE_DEFAULT);
-	ksft_print_msg("from swap: %ld pages, untagged: %ld\n", granule, base);
-	EXPECT_GT(base, 0);
-	EXPECT_LE(granule, base + base / 5);
+	for (i = 0; i < ARRAY_SIZE(flags); i++) {
+		base = read_from_swap(&self->cg, GRANULE_UNTAGGED, flags[i]);
+		if (!base)
+			SKIP(return, "nothing is swapped out: swap on");
+		granule = read_from_swap(&self->cg, GRANULE_DEFAULT, flags[i]);
+		ksft_print_msg("from swap, %s: %ld pages, untagged: %ld\n",
+			       i ? "shared" : "private", granule, base);
+		EXPECT_GT(base, 0);
+		EXPECT_LE(granule, base + base / 5);
+	}
 }
 
 /* Shared memory in folios larger than a granule. */
