@@ -1289,7 +1289,8 @@ FIXTURE_TEARDOWN(page_granule_limit)
 	granule_cg_remove(&self->cg);
 }
 
-#define LIMIT_PAGES	(8 * MB / BASE_SIZE)
+#define FEW_TRIES	8
+#define ROOM_TOUCHES	(MB / BASE_SIZE)
 
 static int set_limit(const struct granule_cg *cg, const char *name, long limit)
 {
@@ -1315,17 +1316,41 @@ static bool leave_room(const struct granule_cg *cg, char *area, unsigned long ro
 	long current = 0, last = LONG_MAX;
 	unsigned long i;
 
-	for (i = 0; i < LIMIT_PAGES / 2; i++) {
+	for (i = 0; i < ROOM_TOUCHES; i++) {
 		current = granule_cg_read(cg->dir, "memory.current", NULL);
 		if (current - last >= 60 * (long)BASE_SIZE)
 			break;
 		last = current;
 		area[i * BASE_SIZE] = 1;
 	}
-	if (i == LIMIT_PAGES / 2 || set_max(cg, current - 32 * BASE_SIZE))
+	if (i == ROOM_TOUCHES || set_max(cg, current - 32 * BASE_SIZE))
 		return false;
 	last = granule_cg_read(cg->dir, "memory.current", NULL);
 	return last < current && !set_max(cg, last + room * BASE_SIZE);
+}
+
+/*
+ * A granule in @area of which a fault took one page, the sixth, for there was room for
+ * @room pages. The charge of 16 reclaims once: what is found then, as slab objects of
+ * the test's, makes room for them, and another granule is taken.
+ */
+static char *one_page_of(const struct granule_cg *cg, int pagemap, char *area, char *rest,
+			 unsigned long room)
+{
+	char *granule;
+	size_t i;
+
+	for (i = 1; i < FEW_TRIES; i++) {
+		granule = nth(area, i);
+		if (granule_cg_write(cg->dir, "memory.high", "max") ||
+		    set_max(cg, 8 * MB) || !leave_room(cg, rest + i * MB, room))
+			return NULL;
+		*page_at(granule, 5) = 1;
+		if (present_in(pagemap, granule) == 1 &&
+		    pagemap_is_populated(pagemap, page_at(granule, 5)))
+			return granule;
+	}
+	return NULL;
 }
 
 /* Assert that a fault takes one page where there is no room for 16. */
@@ -1339,9 +1364,10 @@ TEST_F_TIMEOUT(page_granule_limit, room_for_few, 60)
 		int status;
 
 		if (!pid) {
-			char *area = granule_area(GRANULE_DEFAULT, 4 * GRANULE_SIZE, 0);
+			char *area = granule_area(GRANULE_DEFAULT, FEW_TRIES * GRANULE_SIZE, 0);
 			char *rest = granule_area(GRANULE_UNTAGGED, 8 * MB, 0);
 			int pagemap = granule_open_pagemap();
+			char *granule;
 			cpu_set_t set;
 			long current;
 
@@ -1352,23 +1378,19 @@ TEST_F_TIMEOUT(page_granule_limit, room_for_few, 60)
 			    sched_setaffinity(0, sizeof(set), &set))
 				_exit(1);
 			*area = 1;	/* the page table */
-			if (granule_cg_write(self->cg.dir, "memory.high", "max") ||
-			    set_max(&self->cg, 8 * MB) ||
-			    !leave_room(&self->cg, rest, rooms[i]))
+			granule = one_page_of(&self->cg, pagemap, area, rest, rooms[i]);
+			if (!granule)
 				_exit(3);
-			*page_at(nth(area, 2), 5) = 1;
-			EXPECT_EQ(present_in(pagemap, nth(area, 2)), 1);
-			EXPECT_TRUE(pagemap_is_populated(pagemap, page_at(nth(area, 2), 5)));
 			/* Neither is there room to fill the rest. */
-			*page_at(nth(area, 2), 7) = 1;
-			EXPECT_EQ(present_in(pagemap, nth(area, 2)), 2);
+			*page_at(granule, 7) = 1;
+			EXPECT_EQ(present_in(pagemap, granule), 2);
 			/* What is charged above this is reclaimed for later. */
 			current = granule_cg_read(self->cg.dir, "memory.current", NULL);
 			if (set_limit(&self->cg, "memory.high", current + rooms[i] * BASE_SIZE) ||
 			    set_max(&self->cg, 8 * MB))
 				_exit(4);
-			*page_at(nth(area, 2), 9) = 1;
-			EXPECT_EQ(present_in(pagemap, nth(area, 2)), 3);
+			*page_at(granule, 9) = 1;
+			EXPECT_EQ(present_in(pagemap, granule), 3);
 			_exit(0);
 		}
 		ASSERT_EQ(waitpid(pid, &status, 0), pid);
