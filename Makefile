@@ -72,7 +72,7 @@ stress: work ## all at once for 10 minutes, with KASAN and lockdep (builds for 2
 bench: work ## measure all stages, and costs for others: Documentation/measured.md
 	@scripts/bench $(ARCHES)
 
-programs: work ## Debian's programs, in 4K, mTHP, granules: measured.md (QUICK=1: five)
+programs: work ## Debian's programs, in 4K, mTHP, granules: measured.md (QUICK=1: four)
 	@scripts/programs/run $(if $(QUICK),--quick) $(ARCHES)
 
 tlb: work ## model TLB misses from recorded accesses: measured.md (QUICK=1: minutes)
