@@ -129,6 +129,37 @@ static bool granule_has_room(struct vm_area_struct *vma, unsigned int nr)
 	return room;
 }
 
+/* Has the memory cgroup so much page cache that reclaim takes nothing else at first? */
+static bool granule_has_cache(struct vm_area_struct *vma)
+{
+	struct mem_cgroup *memcg = get_mem_cgroup_from_mm(vma->vm_mm);
+	const bool cache = memcg && memcg_page_state(memcg, NR_INACTIVE_FILE) >> DEF_PRIORITY;
+
+	mem_cgroup_put(memcg);
+	return cache;
+}
+
+/*
+ * Set @charge to how the pages of a granule are charged, and return whether that is
+ * worth a try.
+ *
+ * At its limit, a memory cgroup reclaims for 16 pages where one was asked for as it
+ * does for other huge pages: only if these are worth direct reclaim. The other 15 would
+ * take the place of what is in use. But old page cache makes room for them, and a
+ * contract is for all of them.
+ */
+static bool granule_may_charge(struct vm_area_struct *vma, gfp_t *charge)
+{
+	*charge = GFP_PAGE_GRANULE_CHARGE;
+	if (vma_granule_contract(vma) || (vma_thp_gfp_mask(vma) & __GFP_DIRECT_RECLAIM))
+		return true;
+	if (granule_has_room(vma, PAGE_GRANULE_NR)) {
+		*charge &= ~__GFP_DIRECT_RECLAIM;
+		return true;
+	}
+	return granule_has_cache(vma);
+}
+
 /**
  * page_granule_may_swap_in - Is a granule to be swapped in for one of its pages?
  * @vma: The tagged VMA, stabilised by the mmap lock or its VMA lock.
@@ -167,21 +198,23 @@ struct folio *page_granule_alloc_node(gfp_t ceiling, int nid)
  * page_granule_alloc - Allocate a folio for a granule.
  * @vma: The tagged VMA, stabilised by the mmap lock or its VMA lock.
  * @addr: An address in the granule.
+ * @charge: Set to the flags to charge it with, if there is one.
  *
  * What is free is taken from where the memory policy says. What is free but not in one
  * piece is worth as much effort as for a huge page, short of reclaim: nobody is
- * swapped out for contiguity alone.
+ * swapped out for contiguity alone. Neither is anybody for what was not asked for.
  *
  * Context: May sleep.
  * Return: a folio that is not charged, or NULL.
  */
-struct folio *page_granule_alloc(struct vm_area_struct *vma, unsigned long addr)
+struct folio *page_granule_alloc(struct vm_area_struct *vma, unsigned long addr,
+				 gfp_t *charge)
 {
 	struct folio *folio;
 	gfp_t ceiling;
 	int nid;
 
-	if (!vma_granule_folios(vma))
+	if (!vma_granule_folios(vma) || !granule_may_charge(vma, charge))
 		return NULL;
 
 	addr &= PAGE_GRANULE_MASK;
@@ -201,11 +234,12 @@ static struct folio *alloc_granule_folio(struct vm_area_struct *vma,
 					 unsigned long addr)
 {
 	struct folio *folio;
+	gfp_t charge;
 
-	folio = page_granule_alloc(vma, addr);
+	folio = page_granule_alloc(vma, addr, &charge);
 	if (!folio)
 		return NULL;
-	if (mem_cgroup_charge(folio, vma->vm_mm, GFP_PAGE_GRANULE_CHARGE)) {
+	if (mem_cgroup_charge(folio, vma->vm_mm, charge)) {
 		count_mthp_stat(PAGE_GRANULE_ORDER,
 				MTHP_STAT_ANON_FAULT_FALLBACK_CHARGE);
 		folio_put(folio);
@@ -215,7 +249,7 @@ static struct folio *alloc_granule_folio(struct vm_area_struct *vma,
 		folio_put(folio);
 		return NULL;
 	}
-	folio_throttle_swaprate(folio, GFP_PAGE_GRANULE_CHARGE);
+	folio_throttle_swaprate(folio, charge);
 	return folio;
 }
 
@@ -374,8 +408,8 @@ static void put_granule_folios(struct folio **folios)
  * asked for; otherwise nobody dies for pages that were not, and nothing is reclaimed
  * to @fill a granule.
  */
-static struct folio *alloc_granule_page(struct vm_area_struct *vma,
-					unsigned long addr, bool need_zero, bool fill)
+static struct folio *alloc_granule_page(struct vm_area_struct *vma, unsigned long addr,
+					bool need_zero, bool fill, gfp_t charge)
 {
 	gfp_t gfp = need_zero ? __GFP_ZERO : 0;
 	struct folio *folio;
@@ -386,8 +420,7 @@ static struct folio *alloc_granule_page(struct vm_area_struct *vma,
 	gfp |= fill ? GFP_TRANSHUGE_LIGHT & ~__GFP_COMP :
 	       GFP_HIGHUSER_MOVABLE | __GFP_NORETRY | __GFP_NOWARN;
 	folio = vma_alloc_folio(gfp, 0, vma, addr);
-	if (folio && mem_cgroup_charge(folio, vma->vm_mm, fill ? GFP_NOWAIT :
-				       GFP_PAGE_GRANULE_CHARGE)) {
+	if (folio && mem_cgroup_charge(folio, vma->vm_mm, charge)) {
 		folio_put(folio);
 		return NULL;
 	}
@@ -404,15 +437,17 @@ static bool alloc_granule_pages(struct vm_fault *vmf, struct folio **folios,
 {
 	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
 	const bool fill = holes != GRANULE_ALL_HOLES;
+	gfp_t charge = GFP_NOWAIT;
 	unsigned int i;
 
-	if (fill && !granule_has_room(vmf->vma, PAGE_GRANULE_NR))
+	if (fill ? !granule_has_room(vmf->vma, PAGE_GRANULE_NR) :
+		   !granule_may_charge(vmf->vma, &charge))
 		return false;
 	for_each_set_bit(i, &holes, PAGE_GRANULE_NR) {
 		if (!folios[i])
 			folios[i] = alloc_granule_page(vmf->vma,
 						       start + i * PAGE_SIZE,
-						       need_zero, fill);
+						       need_zero, fill, charge);
 		if (!folios[i])
 			return false;
 		__folio_mark_uptodate(folios[i]);

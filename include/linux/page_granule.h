@@ -26,8 +26,8 @@ struct mem_cgroup;
 #define PAGE_GRANULE_NR		((int)BIT(PAGE_GRANULE_ORDER))
 
 /*
- * How the folio of a granule is charged. The memory cgroup reclaims for it once, as
- * it would for the single pages that are charged otherwise, and does not insist.
+ * How the folio of a granule is charged where reclaim is worth it: the memory cgroup
+ * reclaims for it once, and does not insist.
  */
 #define GFP_PAGE_GRANULE_CHARGE	(GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN)
 
@@ -420,7 +420,8 @@ static inline unsigned long page_granule_orders(struct vm_area_struct *vma,
 	return vma_granule_folios(vma) ? orders | BIT(PAGE_GRANULE_ORDER) : orders;
 }
 
-struct folio *page_granule_alloc(struct vm_area_struct *vma, unsigned long addr);
+struct folio *page_granule_alloc(struct vm_area_struct *vma, unsigned long addr,
+				 gfp_t *charge);
 
 void __page_granule_extend(struct vm_area_struct *vma, unsigned long addr,
 			   unsigned long end);
@@ -606,7 +607,7 @@ static inline unsigned long page_granule_orders(struct vm_area_struct *vma,
 }
 
 static inline struct folio *page_granule_alloc(struct vm_area_struct *vma,
-					       unsigned long addr)
+					       unsigned long addr, gfp_t *charge)
 {
 	return NULL;
 }

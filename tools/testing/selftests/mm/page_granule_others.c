@@ -1289,7 +1289,6 @@ FIXTURE_TEARDOWN(page_granule_limit)
 	granule_cg_remove(&self->cg);
 }
 
-#define FEW_TRIES	8
 #define ROOM_TOUCHES	(MB / BASE_SIZE)
 
 static int set_limit(const struct granule_cg *cg, const char *name, long limit)
@@ -1329,30 +1328,6 @@ static bool leave_room(const struct granule_cg *cg, char *area, unsigned long ro
 	return last < current && !set_max(cg, last + room * BASE_SIZE);
 }
 
-/*
- * A granule in @area of which a fault took one page, the sixth, for there was room for
- * @room pages. The charge of 16 reclaims once: what is found then, as slab objects of
- * the test's, makes room for them, and another granule is taken.
- */
-static char *one_page_of(const struct granule_cg *cg, int pagemap, char *area, char *rest,
-			 unsigned long room)
-{
-	char *granule;
-	size_t i;
-
-	for (i = 1; i < FEW_TRIES; i++) {
-		granule = nth(area, i);
-		if (granule_cg_write(cg->dir, "memory.high", "max") ||
-		    set_max(cg, 8 * MB) || !leave_room(cg, rest + i * MB, room))
-			return NULL;
-		*page_at(granule, 5) = 1;
-		if (present_in(pagemap, granule) == 1 &&
-		    pagemap_is_populated(pagemap, page_at(granule, 5)))
-			return granule;
-	}
-	return NULL;
-}
-
 /* Assert that a fault takes one page where there is no room for 16. */
 TEST_F_TIMEOUT(page_granule_limit, room_for_few, 60)
 {
@@ -1364,10 +1339,10 @@ TEST_F_TIMEOUT(page_granule_limit, room_for_few, 60)
 		int status;
 
 		if (!pid) {
-			char *area = granule_area(GRANULE_DEFAULT, FEW_TRIES * GRANULE_SIZE, 0);
+			char *area = granule_area(GRANULE_DEFAULT, 2 * GRANULE_SIZE, 0);
 			char *rest = granule_area(GRANULE_UNTAGGED, 8 * MB, 0);
 			int pagemap = granule_open_pagemap();
-			char *granule;
+			char *granule = nth(area, 1);
 			cpu_set_t set;
 			long current;
 
@@ -1378,9 +1353,11 @@ TEST_F_TIMEOUT(page_granule_limit, room_for_few, 60)
 			    sched_setaffinity(0, sizeof(set), &set))
 				_exit(1);
 			*area = 1;	/* the page table */
-			granule = one_page_of(&self->cg, pagemap, area, rest, rooms[i]);
-			if (!granule)
+			if (!leave_room(&self->cg, rest, rooms[i]))
 				_exit(3);
+			*page_at(granule, 5) = 1;
+			EXPECT_EQ(present_in(pagemap, granule), 1);
+			EXPECT_TRUE(pagemap_is_populated(pagemap, page_at(granule, 5)));
 			/* Neither is there room to fill the rest. */
 			*page_at(granule, 7) = 1;
 			EXPECT_EQ(present_in(pagemap, granule), 2);
@@ -1446,6 +1423,107 @@ TEST_F_TIMEOUT(page_granule_limit, no_more_from_swap, 120)
 		EXPECT_GT(base, 0);
 		EXPECT_LE(granule, base + base / 5);
 	}
+}
+
+#define COPY_LEN	(6 * MB)
+
+/* What is swapped out when a child writes a page of each granule that it shares. */
+static long swapped_for_copies(struct granule_cg *cg, enum granule_kind kind)
+{
+	long before = granule_cg_read(cg->dir, "memory.stat", "pswpout");
+	pid_t pid = fork_into(cg);
+
+	if (!pid) {
+		char *area = granule_area(kind, COPY_LEN, 0);
+		size_t i;
+
+		if (!area)
+			_exit(1);
+		touch_all(area, COPY_LEN);
+		pid = fork();
+		if (!pid) {
+			for (i = 0; i < COPY_LEN / GRANULE_SIZE; i++)
+				*page_at(nth(area, i), 3) = 2;
+			_exit(0);
+		}
+		_exit(pid < 0 || !granule_child_ends(pid));
+	}
+	if (!granule_child_ends(pid))
+		return -1;
+	return granule_cg_read(cg->dir, "memory.stat", "pswpout") - before;
+}
+
+/* Assert that nobody is swapped out for the 15 pages that are copied beside one. */
+TEST_F_TIMEOUT(page_granule_limit, no_more_for_copies, 60)
+{
+	long base, granule;
+
+	if (granule_cg_write(self->cg.dir, "memory.swap.max", "max"))
+		SKIP(return, "no swap: set CONFIG_SWAP=y, and swap on");
+	base = swapped_for_copies(&self->cg, GRANULE_UNTAGGED);
+	granule = swapped_for_copies(&self->cg, GRANULE_DEFAULT);
+	ksft_print_msg("swapped out for copies: %ld pages, untagged: %ld\n", granule, base);
+	EXPECT_GE(base, 0);
+	EXPECT_GE(granule, 0);
+	/* Granules use up the room, and the single pages after them reclaim in batches. */
+	EXPECT_LE(granule, base + COPY_LEN / BASE_SIZE / 3);
+}
+
+#define CACHE_LEN	(36 * MB)
+#define CACHE_MAX	"40M"
+
+/* Read so much of the device that is swapped to, which is cached, and never written. */
+static bool fill_cache(size_t len)
+{
+	static char buffer[64 * 1024];
+	char line[256], path[128];
+	FILE *swaps = fopen("/proc/swaps", "r");
+	bool found = false;
+	int fd;
+
+	while (swaps && !found && fgets(line, sizeof(line), swaps))
+		found = sscanf(line, "%127s partition", path) == 1 && *path == '/';
+	if (swaps)
+		fclose(swaps);
+	fd = found ? open(path, O_RDONLY) : -1;
+	if (fd < 0)
+		return false;
+	while (len && read(fd, buffer, sizeof(buffer)) == sizeof(buffer))
+		len -= sizeof(buffer);
+	close(fd);
+	return !len;
+}
+
+/* Assert that old page cache makes room for granules, as it does for single pages. */
+TEST_F_TIMEOUT(page_granule_limit, cache_makes_room, 60)
+{
+	pid_t pid;
+	int status;
+
+	ASSERT_EQ(granule_cg_write(self->cg.dir, "memory.max", CACHE_MAX), 0);
+	pid = fork_into(&self->cg);
+	if (!pid) {
+		char *area = granule_area(GRANULE_DEFAULT, 16 * MB, 0);
+		int pagemap = granule_open_pagemap();
+		size_t whole;
+
+		if (!area || pagemap < 0)
+			_exit(1);
+		if (!fill_cache(CACHE_LEN))
+			_exit(KSFT_SKIP);
+		/* Statistics of memory cgroups are brought up to date every two seconds. */
+		sleep(3);
+		touch_all(area, 16 * MB);
+		whole = granule_count(pagemap, area, 16 * MB, GRANULE_WHOLE);
+		ksft_print_msg("beside page cache: %zu granules of %zu are whole\n", whole,
+			       16 * MB / GRANULE_SIZE);
+		_exit(whole < 16 * MB / GRANULE_SIZE * 9 / 10);
+	}
+	ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	if (WIFEXITED(status) && WEXITSTATUS(status) == KSFT_SKIP)
+		SKIP(return, "no device that is swapped to: swap on");
+	EXPECT_EQ(status, 0);
+	EXPECT_EQ(granule_cg_read(self->cg.dir, "memory.events", "oom_kill"), 0);
 }
 
 /* Shared memory in folios larger than a granule. */
