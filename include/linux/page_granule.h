@@ -58,17 +58,20 @@ static inline bool vma_granule_contract(const struct vm_area_struct *vma)
  * page_granule_aligns - Does a new mapping want a 64 KiB-aligned address?
  * @vma_flags: The VMA flags of the new mapping.
  * @len: Its length in bytes.
+ * @shared: Whether it is shared.
  *
- * A default-tagged mapping that would leave a gap behind it does not: neighbours
- * of any length are one VMA, and have more granules than if each were aligned.
+ * A private default-tagged mapping that would leave a gap behind it does not:
+ * neighbours of any length are one VMA, and have more granules than if each were
+ * aligned. Shared memory never has a VMA in common with its neighbours.
  *
  * Return: true if page_granule_get_unmapped_area() is to choose the address.
  */
 static inline bool page_granule_aligns(const vma_flags_t *vma_flags,
-				       unsigned long len)
+				       unsigned long len, bool shared)
 {
 	return vma_flags_test_single_mask(vma_flags, VMA_GRANULE) &&
-	       IS_ALIGNED(len, PAGE_GRANULE_SIZE);
+	       (IS_ALIGNED(len, PAGE_GRANULE_SIZE) ||
+		(shared && len > PAGE_GRANULE_SIZE));
 }
 
 /**

@@ -336,13 +336,18 @@ static void aligns(struct kunit *test)
 	for (i = 0; i < ARRAY_SIZE(cases); i++) {
 		const unsigned long len = cases[i].len;
 
-		KUNIT_EXPECT_FALSE_MSG(test, page_granule_aligns(&untagged, len),
+		KUNIT_EXPECT_FALSE_MSG(test, page_granule_aligns(&untagged, len, false),
 				       "length %lx", len);
 		KUNIT_EXPECT_EQ_MSG(test, cases[i].aligned,
-				    page_granule_aligns(&tagged, len),
+				    page_granule_aligns(&tagged, len, false),
 				    "length %lx", len);
 		KUNIT_EXPECT_EQ_MSG(test, cases[i].aligned,
-				    page_granule_aligns(&contract, len),
+				    page_granule_aligns(&contract, len, false),
+				    "length %lx", len);
+		KUNIT_EXPECT_FALSE_MSG(test, page_granule_aligns(&untagged, len, true),
+				       "length %lx", len);
+		KUNIT_EXPECT_EQ_MSG(test, len >= PAGE_GRANULE_SIZE,
+				    page_granule_aligns(&tagged, len, true),
 				    "length %lx", len);
 	}
 }

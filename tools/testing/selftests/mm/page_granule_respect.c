@@ -499,6 +499,28 @@ TEST_F(page_granule_asks, alignment)
 	}
 }
 
+/*
+ * Assert that shared memory has granules whatever its length: no VMA of it merges. A
+ * database rounds its buffer pool to 8 KiB.
+ */
+TEST_F(page_granule_asks, shared_alignment)
+{
+	static const size_t lens[] = { 68 << 10, 200 << 10, MB, MB + 4096 };
+	size_t i;
+
+	ASSERT_NE(map_len(3 * BASE_SIZE, 0), MAP_FAILED);
+	ASSERT_EQ(granule_set(PR_GRANULE_MMAP, GRANULE_SIZE), 0);
+	for (i = 0; i < ARRAY_SIZE(lens); i++) {
+		char *area = mmap(NULL, lens[i], PROT_RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+		ASSERT_NE(area, MAP_FAILED);
+		EXPECT_TRUE(granule_aligned(area)) TH_LOG("length %zu", lens[i]);
+		*area = 1;
+		EXPECT_EQ(granule_state(self->pagemap, area), GRANULE_WHOLE);
+	}
+	ASSERT_EQ(granule_set(PR_GRANULE_MMAP, BASE_SIZE), 0);
+}
+
 /* Assert that a length in base pages is refused, and destroys nothing. */
 TEST_F(page_granule_asks, contract_length)
 {
