@@ -49,7 +49,7 @@ sync: ## check that patches/ and the overlay agree
 	@scripts/sync
 
 lint: work ## checkpatch, sparse, W=1, kernel-doc, shellcheck, codespell
-	@scripts/lint $(ARCHES)
+	@scripts/lint/run $(ARCHES)
 
 kernel: work ## build build/obj-ARCH with all checks on
 	@scripts/kernel $(ONE)
@@ -64,13 +64,13 @@ kselftest: work ## run the kselftests of category page_granule in the guest
 	@for a in $(ARCHES); do scripts/kernel $$a; scripts/kselftest $$a; done
 
 mm-compare: work ## the base's mm selftests, unpatched against patched (an hour)
-	@for a in $(ARCHES); do scripts/kernel $$a; scripts/mm-compare $$a; done
+	@for a in $(ARCHES); do scripts/kernel $$a; scripts/mm-compare/run $$a; done
 
 stress: work ## all at once for 10 minutes, with KASAN and lockdep (builds for 20)
 	@for a in $(ARCHES); do scripts/stress $$a; done
 
 bench: work ## measure all stages, and costs for others: Documentation/measured.md
-	@scripts/bench $(ARCHES)
+	@scripts/bench/run $(ARCHES)
 
 programs: work ## Debian's programs, in 4K, mTHP, granules: measured.md (QUICK=1: four)
 	@scripts/programs/run $(if $(QUICK),--quick) $(ARCHES)
