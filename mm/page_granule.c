@@ -705,8 +705,8 @@ page_granule_get_unmapped_area(struct file *file, unsigned long addr,
 			addr = 0;
 	}
 	/* What suits a larger folio suits a granule, if there is room. */
-	if (!addr && !file && (flags & MAP_SHARED))
-		ret = shmem_get_unmapped_area(NULL, 0, len, 0, flags);
+	if (!file && (flags & MAP_SHARED))
+		ret = shmem_get_unmapped_area(NULL, addr, len, 0, flags);
 	else if (!addr && IS_ALIGNED(len, PMD_SIZE))
 		ret = thp_get_unmapped_area_vmaflags(file, 0, len, 0, flags,
 						     vma_flags);

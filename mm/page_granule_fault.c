@@ -119,22 +119,37 @@ bool page_granule_has_room(struct mem_cgroup *memcg, unsigned int nr)
 	return true;
 }
 
-/* May so many pages be charged to whose memory it is, without reclaim? Just a hint. */
-static bool granule_has_room(struct vm_area_struct *vma, unsigned int nr)
+/*
+ * Is there room below each limit for a granule, and its copy, without reclaim? What
+ * reclaim leaves when it makes room for a page is none. Just a hint.
+ */
+#define GRANULE_ROOM	(2 * PAGE_GRANULE_NR + SWAP_CLUSTER_MAX)
+
+static bool granule_has_room(struct vm_area_struct *vma)
 {
 	struct mem_cgroup *memcg = get_mem_cgroup_from_mm(vma->vm_mm);
-	const bool room = page_granule_has_room(memcg, nr);
+	const bool room = page_granule_has_room(memcg, GRANULE_ROOM);
 
 	mem_cgroup_put(memcg);
 	return room;
 }
 
-/* Has the memory cgroup so much page cache that reclaim takes nothing else at first? */
+/*
+ * Has the memory cgroup so much old page cache that its own limit is met from that? The
+ * numbers are those by which reclaim itself prefers page cache.
+ */
 static bool granule_has_cache(struct vm_area_struct *vma)
 {
 	struct mem_cgroup *memcg = get_mem_cgroup_from_mm(vma->vm_mm);
-	const bool cache = memcg && memcg_page_state(memcg, NR_INACTIVE_FILE) >> DEF_PRIORITY;
+	unsigned long old;
+	bool cache = false;
 
+	if (memcg) {
+		old = memcg_page_state(memcg, NR_INACTIVE_FILE);
+		cache = old >> DEF_PRIORITY &&
+			old > memcg_page_state(memcg, NR_ACTIVE_FILE) &&
+			page_granule_has_room(parent_mem_cgroup(memcg), GRANULE_ROOM);
+	}
 	mem_cgroup_put(memcg);
 	return cache;
 }
@@ -153,7 +168,7 @@ static bool granule_may_charge(struct vm_area_struct *vma, gfp_t *charge)
 	*charge = GFP_PAGE_GRANULE_CHARGE;
 	if (vma_granule_contract(vma) || (vma_thp_gfp_mask(vma) & __GFP_DIRECT_RECLAIM))
 		return true;
-	if (granule_has_room(vma, PAGE_GRANULE_NR)) {
+	if (granule_has_room(vma)) {
 		*charge &= ~__GFP_DIRECT_RECLAIM;
 		return true;
 	}
@@ -165,16 +180,15 @@ static bool granule_may_charge(struct vm_area_struct *vma, gfp_t *charge)
  * @vma: The tagged VMA, stabilised by the mmap lock or its VMA lock.
  *
  * Where a limit stands in the way, the other pages would take the place of those in
- * use, which come back with others in turn. There has to be more room than for the
- * granule and its copy: what reclaim leaves when it makes room for a page is none. Who
- * is worth direct reclaim for huge pages may reclaim for this as well.
+ * use, which come back with others in turn. Who is worth direct reclaim for huge pages
+ * may reclaim for this as well.
  *
  * Return: false if the page is to be swapped in alone, which is only a hint.
  */
 bool page_granule_may_swap_in(struct vm_area_struct *vma)
 {
 	return (vma_thp_gfp_mask(vma) & __GFP_DIRECT_RECLAIM) ||
-	       granule_has_room(vma, 2 * PAGE_GRANULE_NR + SWAP_CLUSTER_MAX);
+	       granule_has_room(vma);
 }
 
 /**
@@ -440,8 +454,7 @@ static bool alloc_granule_pages(struct vm_fault *vmf, struct folio **folios,
 	gfp_t charge = GFP_NOWAIT;
 	unsigned int i;
 
-	if (fill ? !granule_has_room(vmf->vma, PAGE_GRANULE_NR) :
-		   !granule_may_charge(vmf->vma, &charge))
+	if (fill ? !granule_has_room(vmf->vma) : !granule_may_charge(vmf->vma, &charge))
 		return false;
 	for_each_set_bit(i, &holes, PAGE_GRANULE_NR) {
 		if (!folios[i])
@@ -493,6 +506,7 @@ vm_fault_t populate_granule_single(struct vm_fault *vmf, struct folio *folio)
 	struct folio *folios[PAGE_GRANULE_NR] = {};
 	struct vm_area_struct *vma = vmf->vma;
 	unsigned long holes = 0;
+	bool single = false;
 	vm_fault_t ret = 0;
 
 	folios[nr] = folio;
@@ -513,6 +527,7 @@ vm_fault_t populate_granule_single(struct vm_fault *vmf, struct folio *folio)
 		}
 		folios[nr] = folio;
 		__folio_mark_uptodate(folio);
+		single = true;
 	}
 
 	vmf->pte = pte_offset_map_lock(vma->vm_mm, vmf->pmd, start, &vmf->ptl);
@@ -528,7 +543,10 @@ vm_fault_t populate_granule_single(struct vm_fault *vmf, struct folio *folio)
 	if (ret)
 		goto unlock;
 	map_granule_pages(vmf, vmf->pte, folios);
-	if (holes == GRANULE_ALL_HOLES)
+	/* A hint is of use once no page is missing. */
+	if (single && holes == GRANULE_ALL_HOLES)
+		count_vm_event(GRANULE_FALLBACK);
+	else if (holes == GRANULE_ALL_HOLES)
 		page_granule_count_fault(vma, start, GRANULE_FILL_SINGLE);
 	else
 		note_granule_filled(vma, start, vmf->pte);
@@ -1870,7 +1888,7 @@ static vm_fault_t populate_shared_granule(struct vm_fault *vmf, bool cached,
 		return 0;
 	/* What is charged for pages that nobody asked for remains charged. */
 	if (!cached && !vma_granule_contract(vma) &&
-	    !granule_has_room(vma, PAGE_GRANULE_NR))
+	    !granule_has_room(vma))
 		return 0;
 	if (swapped && !page_granule_may_swap_in(vma))
 		return 0;

@@ -1465,8 +1465,49 @@ TEST_F_TIMEOUT(page_granule_limit, no_more_for_copies, 60)
 	ksft_print_msg("swapped out for copies: %ld pages, untagged: %ld\n", granule, base);
 	EXPECT_GE(base, 0);
 	EXPECT_GE(granule, 0);
-	/* Granules use up the room, and the single pages after them reclaim in batches. */
-	EXPECT_LE(granule, base + COPY_LEN / BASE_SIZE / 3);
+	EXPECT_LE(granule, base + 64);
+}
+
+#define TOUCH_LEN	(16 * MB)
+
+/* What is swapped out when a page of each granule is touched at the limit. */
+static long swapped_for_touches(struct granule_cg *cg, enum granule_kind kind)
+{
+	long before = granule_cg_read(cg->dir, "memory.stat", "pswpout");
+	pid_t pid = fork_into(cg);
+
+	if (!pid) {
+		char *rest = granule_area(GRANULE_UNTAGGED, 8 * MB, 0);
+		char *area = granule_area(kind, TOUCH_LEN, 0);
+		size_t i;
+
+		if (!rest || !area)
+			_exit(1);
+		touch_all(rest, 8 * MB);
+		for (i = 0; i < TOUCH_LEN / GRANULE_SIZE; i++)
+			*page_at(nth(area, i), 3) = 1;
+		_exit(0);
+	}
+	if (!granule_child_ends(pid))
+		return -1;
+	return granule_cg_read(cg->dir, "memory.stat", "pswpout") - before;
+}
+
+/* Assert that what reclaim leaves when it makes room for one page is not used for 15. */
+TEST_F_TIMEOUT(page_granule_limit, no_more_for_touches, 60)
+{
+	long base, granule;
+
+	if (granule_cg_write(self->cg.dir, "memory.swap.max", "max"))
+		SKIP(return, "no swap: set CONFIG_SWAP=y, and swap on");
+	base = swapped_for_touches(&self->cg, GRANULE_UNTAGGED);
+	if (!base)
+		SKIP(return, "nothing is swapped out: swap on");
+	granule = swapped_for_touches(&self->cg, GRANULE_DEFAULT);
+	ksft_print_msg("swapped out for touches: %ld pages, untagged: %ld\n", granule, base);
+	EXPECT_GT(base, 0);
+	EXPECT_GE(granule, 0);
+	EXPECT_LE(granule, base + 2 * TOUCH_LEN / GRANULE_SIZE);
 }
 
 #define CACHE_LEN	(36 * MB)
@@ -1494,11 +1535,17 @@ static bool fill_cache(size_t len)
 	return !len;
 }
 
-/* Assert that old page cache makes room for granules, as it does for single pages. */
+/*
+ * Assert that old page cache makes room for granules, as it does for single pages, and
+ * that nobody is swapped out for them.
+ */
 TEST_F_TIMEOUT(page_granule_limit, cache_makes_room, 60)
 {
+	long swapped;
 	pid_t pid;
 	int status;
+
+	granule_cg_write(self->cg.dir, "memory.swap.max", "max");
 
 	ASSERT_EQ(granule_cg_write(self->cg.dir, "memory.max", CACHE_MAX), 0);
 	pid = fork_into(&self->cg);
@@ -1524,6 +1571,9 @@ TEST_F_TIMEOUT(page_granule_limit, cache_makes_room, 60)
 		SKIP(return, "no device that is swapped to: swap on");
 	EXPECT_EQ(status, 0);
 	EXPECT_EQ(granule_cg_read(self->cg.dir, "memory.events", "oom_kill"), 0);
+	swapped = granule_cg_read(self->cg.dir, "memory.stat", "pswpout");
+	ksft_print_msg("beside page cache: %ld pages swapped out\n", swapped);
+	EXPECT_LE(swapped, 16);
 }
 
 /* Shared memory in folios larger than a granule. */
