@@ -26,7 +26,7 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 	@echo "ARCH=x86_64|arm64 selects; without it tests run on both, the rest on $(HOST)"
 
-check: ## sync, lint, vma-test, tlb models; per architecture kernel, boot, kunit, kselftests
+check: ## sync, lint, vma-test, tlb models; per ARCH kernel, boot, kunit, kselftests, some programs and tlb
 	@scripts/check $(ARCHES)
 
 deps: ## install the Debian packages needed, or list what is missing
@@ -72,7 +72,7 @@ stress: work ## all at once for 10 minutes, with KASAN and lockdep (builds for 2
 bench: work ## measure all stages, and costs for others: Documentation/measured.md
 	@scripts/bench/run $(ARCHES)
 
-programs: work ## Debian's programs in 4K, mTHP, granules: measured.md; an ARCH takes 45 min, 0.6 GB (QUICK=1: four)
+programs: work ## Debian's programs in 4K, mTHP, granules: measured.md; an ARCH takes 45 min, 0.6 GB (QUICK=1: three)
 	@scripts/programs/run $(if $(QUICK),--quick) $(ARCHES)
 
 tlb: work ## model TLB misses from recorded accesses: measured.md; an ARCH takes 30 min (QUICK=1: minutes)
