@@ -17,7 +17,7 @@ ARCHES := $(or $(ARCH),x86_64 arm64)
 ONE := $(or $(ARCH),$(HOST))
 
 .PHONY: demo help check deps tree export apply sync lint kernel boot kunit \
-	kselftest mm-compare stress vma-test bench programs tlb bisect clean work
+	kselftest mm-compare stress vma-test bench programs tlb parts bisect clean work
 
 demo: work ## boot a patched kernel and show 64 KiB runs, measured
 	@scripts/demo $(ONE)
@@ -81,6 +81,9 @@ tlb: work ## model TLB misses from recorded accesses: measured.md; an ARCH takes
 
 vma-test: work ## run tools/testing/vma on the host
 	@scripts/vma-test
+
+parts: work ## out/parts: each part as it is posted; build and test the end of each (two hours)
+	@scripts/parts $(ARCHES)
 
 bisect: tree ## build every commit, and the last with the feature off
 	@scripts/bisect $(ARCHES)

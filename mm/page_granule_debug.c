@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Page granule: check that what is promised about granules holds in a process.
+ * Page granule: verify that what is promised about granules holds in a
+ * process.
  *
  * Write a PID to /sys/kernel/debug/page_granule/check. The write fails with
  * EUCLEAN if anything is wrong; the kernel log then says what and where. See
@@ -11,7 +12,6 @@
 #include <linux/export.h>
 #include <linux/init.h>
 #include <linux/mm.h>
-#include <linux/page_granule.h>
 #include <linux/pgtable.h>
 #include <linux/pid.h>
 #include <linux/sched/mm.h>
@@ -20,13 +20,14 @@
 #include <kunit/visibility.h>
 
 #include "internal.h"
+#include "page_granule.h"
 
-/* So much of what is wrong is printed; the rest is likely more of the same. */
-#define CHECK_REPORTS	8
+/* Limit the reports: more of them are likely more of the same. */
+#define VERIFY_REPORTS	8
 
-/* Does the granule, which one folio may hold, map all of it in order? */
-static bool check_one_folio(struct vm_area_struct *vma, unsigned long addr,
-			    pte_t *ptep)
+/* Do the PTEs map consecutive pages of one folio, or the zero block? */
+static bool verify_one_folio(struct vm_area_struct *vma, unsigned long addr,
+			     pte_t *ptep)
 {
 	const unsigned long pfn = pte_pfn(ptep_get(ptep));
 	struct folio *folio;
@@ -45,10 +46,10 @@ static bool check_one_folio(struct vm_area_struct *vma, unsigned long addr,
 }
 
 /*
- * Are the PTEs equal but for the accessed and dirty bits? page_granule_ptes_run()
- * takes what is marked contiguous for that; this looks at each of them.
+ * Are the PTEs equal except for the accessed and dirty bits? Unlike
+ * page_granule_ptes_run(), this does not trust the contiguous bit.
  */
-static bool check_alike(pte_t *ptep)
+static bool verify_alike(pte_t *ptep)
 {
 	const fpb_t flags = FPB_RESPECT_WRITE | FPB_RESPECT_SOFT_DIRTY;
 	pte_t expected = __pte_batch_clear_ignored(ptep_get(ptep), flags);
@@ -64,8 +65,8 @@ static bool check_alike(pte_t *ptep)
 }
 
 /* Are the pages of a run all exclusive to the process, or all shared? */
-static bool check_exclusive(struct vm_area_struct *vma, unsigned long addr,
-			    pte_t *ptep)
+static bool verify_exclusive(struct vm_area_struct *vma, unsigned long addr,
+			     pte_t *ptep)
 {
 	struct page *page = vm_normal_page(vma, addr, ptep_get(ptep));
 	int i;
@@ -80,7 +81,7 @@ static bool check_exclusive(struct vm_area_struct *vma, unsigned long addr,
 }
 
 /**
- * page_granule_check_ptes - Does the page table populate a granule as it should?
+ * page_granule_verify_ptes - Are the PTEs of a granule as they should be?
  * @vma: The contract VMA.
  * @addr: Start of a granule of @vma.
  * @ptep: The PTE that maps @addr.
@@ -91,8 +92,8 @@ static bool check_exclusive(struct vm_area_struct *vma, unsigned long addr,
  * Context: The page table lock of @ptep is held.
  * Return: what is wrong, or NULL.
  */
-const char *page_granule_check_ptes(struct vm_area_struct *vma,
-				    unsigned long addr, pte_t *ptep)
+const char *page_granule_verify_ptes(struct vm_area_struct *vma,
+				     unsigned long addr, pte_t *ptep)
 {
 	unsigned int populated = 0, present = 0;
 	pte_t pte;
@@ -107,23 +108,23 @@ const char *page_granule_check_ptes(struct vm_area_struct *vma,
 	/* The page cache can be truncated or reclaimed in single pages. */
 	if (vma_is_anonymous(vma) && populated % PAGE_GRANULE_NR)
 		return "populated in part";
-	if (present < PAGE_GRANULE_NR || !check_one_folio(vma, addr, ptep))
+	if (present < PAGE_GRANULE_NR || !verify_one_folio(vma, addr, ptep))
 		return NULL;
 
 	pte = ptep_get(ptep);
-	if (!check_alike(ptep))
+	if (!verify_alike(ptep))
 		return "one folio, but the PTEs differ";
-	if (!check_exclusive(vma, addr, ptep))
+	if (!verify_exclusive(vma, addr, ptep))
 		return "exclusive in part";
-	/* What traps is not marked, nor what UFFDIO_ZEROPAGE maps page by page. */
+	/* Protnone PTEs are not marked, nor zero pages of UFFDIO_ZEROPAGE. */
 	if (!pte_protnone(pte) && !is_zero_pfn(pte_pfn(pte)) &&
-	    page_granule_folds(ptep, pte))
+	    page_granule_unfolded(ptep, pte))
 		return "a run, but not marked contiguous";
 	return NULL;
 }
-EXPORT_SYMBOL_IF_KUNIT(page_granule_check_ptes);
+EXPORT_SYMBOL_IF_KUNIT(page_granule_verify_ptes);
 
-static const char *check_granule(struct vm_area_struct *vma, unsigned long addr)
+static const char *verify_granule(struct vm_area_struct *vma, unsigned long addr)
 {
 	const char *wrong = NULL;
 	spinlock_t *ptl;
@@ -138,7 +139,7 @@ static const char *check_granule(struct vm_area_struct *vma, unsigned long addr)
 	pte = pte_offset_map_lock(vma->vm_mm, pmd, addr, &ptl);
 	if (!pte)
 		return NULL;
-	wrong = page_granule_check_ptes(vma, addr, pte);
+	wrong = page_granule_verify_ptes(vma, addr, pte);
 	for (i = 0; wrong && i < PAGE_GRANULE_NR; i++)
 		pr_info("page_granule: %#lx: %#llx\n", addr + i * PAGE_SIZE,
 			(u64)pte_val(ptep_get(pte + i)));
@@ -146,7 +147,7 @@ static const char *check_granule(struct vm_area_struct *vma, unsigned long addr)
 	return wrong;
 }
 
-static const char *check_vma(struct vm_area_struct *vma)
+static const char *verify_vma(struct vm_area_struct *vma)
 {
 	if (!vma_granule_tagged(vma))
 		return vma_granule_contract(vma) ?
@@ -167,12 +168,12 @@ static const char *check_vma(struct vm_area_struct *vma)
 static void report(u64 pid, unsigned long addr, const char *wrong,
 		   unsigned int *reports)
 {
-	if (++*reports <= CHECK_REPORTS)
+	if (++*reports <= VERIFY_REPORTS)
 		pr_err("page_granule: process %llu, %#lx: %s\n", pid, addr, wrong);
 }
 
-/* The VMAs are locked, lest a call that is half done be taken for wrong. */
-static int check_mm(struct mm_struct *mm, u64 pid)
+/* Lock the VMAs, so that a call in progress does not look like an error. */
+static int verify_mm(struct mm_struct *mm, u64 pid)
 {
 	struct vm_area_struct *vma;
 	unsigned int reports = 0;
@@ -185,14 +186,14 @@ static int check_mm(struct mm_struct *mm, u64 pid)
 		return -EINTR;
 	for_each_vma(vmi, vma) {
 		vma_start_write(vma);
-		wrong = check_vma(vma);
+		wrong = verify_vma(vma);
 		if (wrong)
 			report(pid, vma->vm_start, wrong, &reports);
 		if (wrong || !vma_granule_contract(vma))
 			continue;
 		for (addr = vma->vm_start; addr < vma->vm_end;
 		     addr += PAGE_GRANULE_SIZE) {
-			wrong = check_granule(vma, addr);
+			wrong = verify_granule(vma, addr);
 			if (wrong)
 				report(pid, addr, wrong, &reports);
 			cond_resched();
@@ -202,7 +203,7 @@ static int check_mm(struct mm_struct *mm, u64 pid)
 	return reports ? -EUCLEAN : 0;
 }
 
-static int check_pid(void *data, u64 pid)
+static int verify_pid(void *data, u64 pid)
 {
 	struct task_struct *task;
 	struct mm_struct *mm;
@@ -218,20 +219,20 @@ static int check_pid(void *data, u64 pid)
 	/* A kernel thread, or one that has exited. */
 	if (!mm)
 		return -ESRCH;
-	ret = check_mm(mm, pid);
+	ret = verify_mm(mm, pid);
 	mmput(mm);
 	return ret;
 }
-DEFINE_DEBUGFS_ATTRIBUTE(check_fops, NULL, check_pid, "%llu\n");
+DEFINE_DEBUGFS_ATTRIBUTE(verify_fops, NULL, verify_pid, "%llu\n");
 
 static int __init page_granule_debug_init(void)
 {
 	struct dentry *dir = debugfs_lookup("page_granule", NULL);
 
-	debugfs_create_file("check", 0200, dir, NULL, &check_fops);
+	debugfs_create_file("check", 0200, dir, NULL, &verify_fops);
 	dput(dir);
 	return 0;
 }
 
-/* After what makes the directory. */
+/* Run after page_granule_repair_init(), which makes the directory. */
 late_initcall_sync(page_granule_debug_init);

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Page faults on granules: what mm/memory.c does for a page is done here for a
- * granule as a whole. See Documentation/mm/page_granule.rst.
+ * Page granule: page faults.
+ *
+ * mm/memory.c calls these functions where an address is in a granule. They
+ * populate, copy and reuse all 16 pages of a granule at once where it handles
+ * a single page.
  */
 
-#include <linux/blk_plug.h>
-#include <linux/compaction.h>
 #include <linux/kmsan.h>
 #include <linux/ksm.h>
 #include <linux/memcontrol.h>
@@ -13,259 +14,17 @@
 #include <linux/mm_inline.h>
 #include <linux/mmu_notifier.h>
 #include <linux/oom.h>
-#include <linux/page_granule.h>
 #include <linux/pagemap.h>
 #include <linux/rmap.h>
-#include <linux/shmem_fs.h>
 #include <linux/swap.h>
-#include <linux/swap_ops.h>
 #include <linux/userfaultfd_k.h>
 #include <linux/vmstat.h>
-#include <linux/zswap.h>
 
 #include <asm/tlbflush.h>
 
 #include "internal.h"
-#include "page_granule_fault.h"
+#include "page_granule.h"
 #include "swap.h"
-
-/* After compaction was in vain: how long a node is left alone, in jiffies. */
-#define GRANULE_BACKOFF		HZ
-
-/* Until when, in jiffies, nodes are left alone; 0 for those that are not. */
-static unsigned long granule_backoff[MAX_NUMNODES];
-
-/*
- * Memory of a node is free, but not in one piece. Compact it as far as @ceiling, what
- * vma_thp_gfp_mask() says, allows. Nothing is reclaimed: neither by the caller, which
- * __GFP_THISNODE and __GFP_NORETRY together see to, nor by kswapd. A node where that
- * was in vain is left alone for a while, by whoever asks next, too.
- */
-static struct folio *compact_for_granule(gfp_t ceiling, int nid)
-{
-	const unsigned long until = READ_ONCE(granule_backoff[nid]);
-	struct folio *folio = NULL;
-
-	if (!(ceiling & __GFP_RECLAIM) || (until && time_before(jiffies, until)))
-		return NULL;
-
-	if (ceiling & __GFP_DIRECT_RECLAIM)
-		folio = __folio_alloc_node(GFP_TRANSHUGE_LIGHT |
-					   __GFP_DIRECT_RECLAIM |
-					   __GFP_NORETRY | __GFP_THISNODE,
-					   PAGE_GRANULE_ORDER, nid);
-	if (folio) {
-		WRITE_ONCE(granule_backoff[nid], 0);
-		return folio;
-	}
-	wakeup_kcompactd(NODE_DATA(nid), PAGE_GRANULE_ORDER,
-			 gfp_zone(GFP_HIGHUSER_MOVABLE));
-	/* 0 means that there is nothing to wait for. */
-	WRITE_ONCE(granule_backoff[nid], (jiffies + GRANULE_BACKOFF) | 1);
-	return NULL;
-}
-
-/*
- * The node to compact for an address: that of the CPU, unless the policy prefers
- * another. Those that interleave choose a node for each allocation, and have none.
- */
-static int granule_node(struct vm_area_struct *vma, unsigned long addr)
-{
-#ifdef CONFIG_NUMA
-	int nid = numa_mem_id();
-	struct mempolicy *pol;
-	pgoff_t ilx;
-
-	pol = get_vma_policy(vma, addr, PAGE_GRANULE_ORDER, &ilx);
-	switch (pol->mode) {
-	case MPOL_PREFERRED:
-		nid = first_node(pol->nodes);
-		break;
-	case MPOL_PREFERRED_MANY:
-	case MPOL_BIND:
-		if (pol->home_node != NUMA_NO_NODE)
-			nid = pol->home_node;
-		if (!node_isset(nid, pol->nodes))
-			nid = first_node(pol->nodes);
-		break;
-	case MPOL_INTERLEAVE:
-	case MPOL_WEIGHTED_INTERLEAVE:
-		nid = NUMA_NO_NODE;
-		break;
-	}
-	mpol_cond_put(pol);
-	return nid;
-#else
-	return numa_mem_id();
-#endif
-}
-
-/**
- * page_granule_has_room - Can pages be charged without reclaim?
- * @memcg: The memory cgroup, or NULL.
- * @nr: How many pages.
- *
- * Return: true if no limit stands in the way, which can change any time.
- */
-bool page_granule_has_room(struct mem_cgroup *memcg, unsigned int nr)
-{
-#ifdef CONFIG_MEMCG
-	for (; memcg; memcg = parent_mem_cgroup(memcg)) {
-		if (page_counter_read(&memcg->memory) + nr >
-		    min(READ_ONCE(memcg->memory.max), READ_ONCE(memcg->memory.high)))
-			return false;
-	}
-#endif
-	return true;
-}
-
-/*
- * Is there room below each limit for a granule, and its copy, without reclaim? What
- * reclaim leaves when it makes room for a page is none. Just a hint.
- */
-#define GRANULE_ROOM	(2 * PAGE_GRANULE_NR + SWAP_CLUSTER_MAX)
-
-static bool granule_has_room(struct vm_area_struct *vma)
-{
-	struct mem_cgroup *memcg = get_mem_cgroup_from_mm(vma->vm_mm);
-	const bool room = page_granule_has_room(memcg, GRANULE_ROOM);
-
-	mem_cgroup_put(memcg);
-	return room;
-}
-
-/*
- * Has the memory cgroup so much old page cache that its own limit is met from that? The
- * numbers are those by which reclaim itself prefers page cache.
- */
-static bool granule_has_cache(struct vm_area_struct *vma)
-{
-	struct mem_cgroup *memcg = get_mem_cgroup_from_mm(vma->vm_mm);
-	unsigned long old;
-	bool cache = false;
-
-	if (memcg) {
-		old = memcg_page_state(memcg, NR_INACTIVE_FILE);
-		cache = old >> DEF_PRIORITY &&
-			old > memcg_page_state(memcg, NR_ACTIVE_FILE) &&
-			page_granule_has_room(parent_mem_cgroup(memcg), GRANULE_ROOM);
-	}
-	mem_cgroup_put(memcg);
-	return cache;
-}
-
-/*
- * Set @charge to how the pages of a granule are charged, and return whether that is
- * worth a try.
- *
- * At its limit, a memory cgroup reclaims for 16 pages where one was asked for as it
- * does for other huge pages: only if these are worth direct reclaim. The other 15 would
- * take the place of what is in use. But old page cache makes room for them, and a
- * contract is for all of them.
- */
-static bool granule_may_charge(struct vm_area_struct *vma, gfp_t *charge)
-{
-	*charge = GFP_PAGE_GRANULE_CHARGE;
-	if (vma_granule_contract(vma) || (vma_thp_gfp_mask(vma) & __GFP_DIRECT_RECLAIM))
-		return true;
-	if (granule_has_room(vma)) {
-		*charge &= ~__GFP_DIRECT_RECLAIM;
-		return true;
-	}
-	return granule_has_cache(vma);
-}
-
-/**
- * page_granule_may_swap_in - Is a granule to be swapped in for one of its pages?
- * @vma: The tagged VMA, stabilised by the mmap lock or its VMA lock.
- *
- * Where a limit stands in the way, the other pages would take the place of those in
- * use, which come back with others in turn. Who is worth direct reclaim for huge pages
- * may reclaim for this as well.
- *
- * Return: false if the page is to be swapped in alone, which is only a hint.
- */
-bool page_granule_may_swap_in(struct vm_area_struct *vma)
-{
-	return (vma_thp_gfp_mask(vma) & __GFP_DIRECT_RECLAIM) ||
-	       granule_has_room(vma);
-}
-
-/**
- * page_granule_alloc_node - Allocate a folio for a granule on a node.
- * @ceiling: What vma_thp_gfp_mask() says of the VMA; no more effort is made.
- * @nid: The node.
- *
- * Context: May sleep.
- * Return: a folio that is not charged, or NULL.
- */
-struct folio *page_granule_alloc_node(gfp_t ceiling, int nid)
-{
-	struct folio *folio;
-
-	folio = __folio_alloc_node(GFP_TRANSHUGE_LIGHT | __GFP_THISNODE,
-				   PAGE_GRANULE_ORDER, nid);
-	return folio ?: compact_for_granule(ceiling, nid);
-}
-
-/**
- * page_granule_alloc - Allocate a folio for a granule.
- * @vma: The tagged VMA, stabilised by the mmap lock or its VMA lock.
- * @addr: An address in the granule.
- * @charge: Set to the flags to charge it with, if there is one.
- *
- * What is free is taken from where the memory policy says. What is free but not in one
- * piece is worth as much effort as for a huge page, short of reclaim: nobody is
- * swapped out for contiguity alone. Neither is anybody for what was not asked for.
- *
- * Context: May sleep.
- * Return: a folio that is not charged, or NULL.
- */
-struct folio *page_granule_alloc(struct vm_area_struct *vma, unsigned long addr,
-				 gfp_t *charge)
-{
-	struct folio *folio;
-	gfp_t ceiling;
-	int nid;
-
-	if (!vma_granule_folios(vma) || !granule_may_charge(vma, charge))
-		return NULL;
-
-	addr &= PAGE_GRANULE_MASK;
-	folio = vma_alloc_folio(GFP_TRANSHUGE_LIGHT, PAGE_GRANULE_ORDER, vma, addr);
-	if (folio)
-		return folio;
-
-	ceiling = vma_thp_gfp_mask(vma);
-	if (!(ceiling & __GFP_RECLAIM))
-		return NULL;
-	nid = granule_node(vma, addr);
-	return nid == NUMA_NO_NODE ? NULL : compact_for_granule(ceiling, nid);
-}
-
-/* Allocate and charge a folio for a granule. Returns NULL if there is none. */
-static struct folio *alloc_granule_folio(struct vm_area_struct *vma,
-					 unsigned long addr)
-{
-	struct folio *folio;
-	gfp_t charge;
-
-	folio = page_granule_alloc(vma, addr, &charge);
-	if (!folio)
-		return NULL;
-	if (mem_cgroup_charge(folio, vma->vm_mm, charge)) {
-		count_mthp_stat(PAGE_GRANULE_ORDER,
-				MTHP_STAT_ANON_FAULT_FALLBACK_CHARGE);
-		folio_put(folio);
-		return NULL;
-	}
-	if (folio_memcg_alloc_deferred(folio)) {
-		folio_put(folio);
-		return NULL;
-	}
-	folio_throttle_swaprate(folio, charge);
-	return folio;
-}
 
 /* See alloc_anon_folio(). */
 static void zero_granule_folio(struct vm_fault *vmf, struct folio *folio)
@@ -276,7 +35,7 @@ static void zero_granule_folio(struct vm_fault *vmf, struct folio *folio)
 
 #define GRANULE_ALL_HOLES	(BIT(PAGE_GRANULE_NR) - 1)
 
-/* A bit for each PTE of a granule that is none. @pte is the first. */
+/* Return a mask of the PTEs of a granule that are none. @pte is the first. */
 static unsigned long granule_holes(pte_t *pte)
 {
 	unsigned long holes = 0;
@@ -290,40 +49,41 @@ static unsigned long granule_holes(pte_t *pte)
 }
 
 /**
- * granule_empty - Is all of a granule to be populated?
+ * granule_wants_all - Does a fault populate the whole granule?
  * @vmf: A fault on an address in a granule.
  * @pte: The PTE of that address.
  *
  * Context: Without the page table lock of @pte the answer is only a hint.
- * Return: true if all PTEs of the granule are none, and userfaultfd is not to see
- * faults on each of its pages.
+ * Return: true if all PTEs of the granule are none, and userfaultfd does not
+ * need to see a fault on each page.
  */
-bool granule_empty(struct vm_fault *vmf, pte_t *pte)
+bool granule_wants_all(struct vm_fault *vmf, pte_t *pte)
 {
 	struct vm_area_struct *vma = vmf->vma;
 
-	/* Userfaultfd sees faults on each page. */
-	if (!vma_has_granule(vma, vmf->address) || userfaultfd_armed(vma))
+	/* Userfaultfd needs to see a fault on each page. */
+	if (userfaultfd_armed(vma))
 		return false;
 
-	pte -= (vmf->address & ~PAGE_GRANULE_MASK) >> PAGE_SHIFT;
+	pte -= granule_index(vmf->address);
 	return pte_range_none(pte, PAGE_GRANULE_NR);
 }
 
 /**
- * granule_part - The part of a larger folio that populates a granule.
- * @vmf: A fault on an address in a granule; its PTE is neither mapped nor locked.
- * @folio: What it is served by; not all of it can be mapped.
- * @page: The page of @folio for the address; becomes the first to be mapped.
- * @addr: Becomes the address of that.
+ * granule_part - Find the part of a larger folio that populates a granule.
+ * @vmf: A fault on an address in a granule; its PTE is neither mapped nor
+ *	 locked.
+ * @folio: The folio for the fault, which cannot be mapped as a whole.
+ * @page: The page of @folio for the address; set to the first page to map.
+ * @addr: Set to the address of that page.
  *
- * Return: how many pages to map; 1 if @folio does not hold all of the granule, or the
- * granule is not empty, which is only a hint.
+ * Return: the number of pages to map. It is 1 if @folio does not hold the whole
+ * granule, or if the granule is not empty; the latter is only a hint.
  */
 int granule_part(struct vm_fault *vmf, struct folio *folio, struct page **page,
 		 unsigned long *addr)
 {
-	const unsigned long nr = (vmf->address & ~PAGE_GRANULE_MASK) >> PAGE_SHIFT;
+	const unsigned long nr = granule_index(vmf->address);
 	bool empty;
 	pte_t *pte;
 
@@ -334,31 +94,31 @@ int granule_part(struct vm_fault *vmf, struct folio *folio, struct page **page,
 	pte = pte_offset_map(vmf->pmd, vmf->address);
 	if (!pte)
 		return 1;
-	empty = granule_empty(vmf, pte);
+	empty = granule_wants_all(vmf, pte);
 	pte_unmap(pte);
 	if (!empty)
 		return 1;
 
 	*page -= nr;
-	*addr = vmf->address & PAGE_GRANULE_MASK;
+	*addr = granule_start(vmf->address);
 	return PAGE_GRANULE_NR;
 }
 
 /*
- * A granule is whole, but has become so page by page. An architecture that marks
- * contiguous entries does so with the last of them in memory, which need not have
- * been the last to be set. @pte is the first, and locked.
+ * Fold a granule that has become whole page by page. An architecture that marks
+ * contiguous entries does so when the last PTE in memory is set, which need not
+ * have been the last one to be set. @pte is the first PTE, and locked.
  */
 static void fold_granule(struct vm_area_struct *vma, unsigned long start, pte_t *pte)
 {
 	pte_t old = ptep_get(pte), merged;
 
-	/* Those that KSM has merged are told by the dirty bit, one by one. */
+	/* KSM recognises its zero pages by the dirty bit of each PTE. */
 	if (pte_protnone(old) || is_zero_pfn(pte_pfn(old)) ||
-	    !page_granule_folds(pte, old))
+	    !page_granule_unfolded(pte, old))
 		return;
 	merged = modify_prot_start_ptes(vma, start, pte, PAGE_GRANULE_NR);
-	/* Dirty ones make it soft-dirty, which they need not be. */
+	/* A dirty PTE has made the batch soft-dirty: undo that. */
 	if (!pte_soft_dirty(old))
 		merged = pte_clear_soft_dirty(merged);
 	flush_tlb_ptes(vma, start, PAGE_GRANULE_NR);
@@ -366,16 +126,16 @@ static void fold_granule(struct vm_area_struct *vma, unsigned long start, pte_t 
 }
 
 /*
- * Single pages of the granule at @start have been mapped. If they were the last ones,
- * it can be repaired, or is whole. @pte is its first PTE, and locked.
+ * Single pages of the granule at @start have been mapped. If no page is missing
+ * now, the granule is whole, or can be repaired. @pte is its first PTE, and
+ * locked.
  */
-static void note_granule_filled(struct vm_area_struct *vma, unsigned long start,
-				pte_t *pte)
+static void fold_or_repair(struct vm_area_struct *vma, unsigned long start,
+			   pte_t *pte)
 {
 	int i;
 
-	if (!vma_has_granule(vma, start) || userfaultfd_armed(vma) ||
-	    !vma_granule_folios(vma))
+	if (userfaultfd_armed(vma) || !vma_granule_folios(vma))
 		return;
 
 	for (i = 0; i < PAGE_GRANULE_NR; i++) {
@@ -389,23 +149,23 @@ static void note_granule_filled(struct vm_area_struct *vma, unsigned long start,
 }
 
 /**
- * granule_filled - A page of a granule has been mapped by itself.
- * @vmf: The fault that did so, on an address in a granule.
+ * fold_or_repair_granule - Note that a page of a granule was mapped by itself.
+ * @vmf: The fault that mapped it, on an address in a granule.
  *
- * If it was the last page of a granule that is broken, that can be repaired. If the
- * granule is whole, for one folio holds all pages, then the architecture is told.
+ * If no page is missing now, the granule is either whole, because one folio
+ * holds all pages, and gets folded; or it is broken, and can be repaired.
  *
  * Context: vmf->pte is mapped and locked.
  */
-void granule_filled(struct vm_fault *vmf)
+void fold_or_repair_granule(struct vm_fault *vmf)
 {
-	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
+	const unsigned long start = granule_start(vmf->address);
 
-	note_granule_filled(vmf->vma, start,
-			    vmf->pte - ((vmf->address - start) >> PAGE_SHIFT));
+	fold_or_repair(vmf->vma, start,
+		       vmf->pte - granule_index(vmf->address));
 }
 
-/* Free those folios for a granule that have not been mapped. */
+/* Free the folios for a granule that have not been mapped. */
 static void put_granule_folios(struct folio **folios)
 {
 	int i;
@@ -418,9 +178,9 @@ static void put_granule_folios(struct folio **folios)
 }
 
 /*
- * One page for a granule. A contract is worth the same effort as a page that was
- * asked for; otherwise nobody dies for pages that were not, and nothing is reclaimed
- * to @fill a granule.
+ * Allocate one page of a granule. In a contract VMA, it is worth the same
+ * effort as a page that was asked for. Elsewhere, the other pages are not worth
+ * an OOM kill, and to @fill a granule is not worth reclaim.
  */
 static struct folio *alloc_granule_page(struct vm_area_struct *vma, unsigned long addr,
 					bool need_zero, bool fill, gfp_t charge)
@@ -442,14 +202,14 @@ static struct folio *alloc_granule_page(struct vm_area_struct *vma, unsigned lon
 }
 
 /*
- * Memory is too fragmented, or too short, for a folio that holds the granule.
- * Allocate single pages for @holes where @folios has none yet. Returns false if there
- * is not enough memory.
+ * Memory is too fragmented or too short for a folio that holds the granule.
+ * Allocate single pages for those of @holes that have none in @folios. Returns
+ * false if there is not enough memory.
  */
 static bool alloc_granule_pages(struct vm_fault *vmf, struct folio **folios,
 				unsigned long holes, bool need_zero)
 {
-	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
+	const unsigned long start = granule_start(vmf->address);
 	const bool fill = holes != GRANULE_ALL_HOLES;
 	gfp_t charge = GFP_NOWAIT;
 	unsigned int i;
@@ -468,11 +228,11 @@ static bool alloc_granule_pages(struct vm_fault *vmf, struct folio **folios,
 	return true;
 }
 
-/* Map single pages to PTEs of a granule that are none. @pte is its first, and locked. */
+/* Map single pages to the holes of a granule. @pte is its first, and locked. */
 static void map_granule_pages(struct vm_fault *vmf, pte_t *pte,
 			      struct folio **folios)
 {
-	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
+	const unsigned long start = granule_start(vmf->address);
 	int i, nr = 0;
 
 	for (i = 0; i < PAGE_GRANULE_NR; i++) {
@@ -487,22 +247,29 @@ static void map_granule_pages(struct vm_fault *vmf, pte_t *pte,
 }
 
 /**
- * populate_granule_single - Populate a granule, or what is missing, from single pages.
- * @vmf: A fault on a granule that granule_wants_pages(); its PTE is neither mapped nor
- *	 locked.
- * @folio: One page for the address that faulted, which is consumed.
+ * populate_granule_from_pages - Fill a granule, or its holes, from single pages.
+ * @vmf: A fault that granule_wants_pages() has approved; its PTE is neither
+ *	 mapped nor locked.
+ * @folio: A page for the faulting address, which is consumed.
  *
- * The process finds 0 or 16 pages of the granule present whatever happens, if the VMA
- * is a contract. If it is not, and there is no memory for the others, then it gets the
- * one that it asked for, as it would if the VMA was not tagged.
+ * alloc_anon_folio() found no folio of 64 KiB, and allocated one page. This
+ * allocates the others, before it locks the page table::
  *
- * Return: 0 if that has been done, or if the granule has changed meanwhile;
- * VM_FAULT_OOM, or what check_stable_address_space() returns.
+ *   PTEs    | - | - | - | - | . . . | - |        all none: 16 pages are mapped
+ *   PTEs    | 0 | - | - | 3 | . . . | f |        some none: these are filled in
+ *             fault on one of them
+ *
+ * In a contract VMA, the process finds either 0 or 16 pages present. In a
+ * default-tagged VMA, if there is no memory for the other pages, the process
+ * gets the page that it asked for, as in an untagged VMA.
+ *
+ * Return: 0 if pages were mapped, or if the granule has changed meanwhile;
+ * VM_FAULT_OOM, or the error of check_stable_address_space().
  */
-vm_fault_t populate_granule_single(struct vm_fault *vmf, struct folio *folio)
+vm_fault_t populate_granule_from_pages(struct vm_fault *vmf, struct folio *folio)
 {
-	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
-	const int nr = (vmf->address - start) >> PAGE_SHIFT;
+	const unsigned long start = granule_start(vmf->address);
+	const int nr = granule_index(vmf->address);
 	struct folio *folios[PAGE_GRANULE_NR] = {};
 	struct vm_area_struct *vma = vmf->vma;
 	unsigned long holes = 0;
@@ -533,7 +300,7 @@ vm_fault_t populate_granule_single(struct vm_fault *vmf, struct folio *folio)
 	vmf->pte = pte_offset_map_lock(vma->vm_mm, vmf->pmd, start, &vmf->ptl);
 	if (!vmf->pte)
 		goto out;
-	/* Who gives back says so before the holes can be seen. */
+	/* vma_granule_set_holes() is called before anybody can see holes. */
 	if (granule_holes(vmf->pte) != holes ||
 	    (holes != GRANULE_ALL_HOLES && !vma_granule_fills(vma))) {
 		update_mmu_tlb_range(vma, start, vmf->pte, PAGE_GRANULE_NR);
@@ -543,13 +310,13 @@ vm_fault_t populate_granule_single(struct vm_fault *vmf, struct folio *folio)
 	if (ret)
 		goto unlock;
 	map_granule_pages(vmf, vmf->pte, folios);
-	/* A hint is of use once no page is missing. */
+	/* A hint is useful only once no page is missing. */
 	if (single && holes == GRANULE_ALL_HOLES)
 		count_vm_event(GRANULE_FALLBACK);
 	else if (holes == GRANULE_ALL_HOLES)
-		page_granule_count_fault(vma, start, GRANULE_FILL_SINGLE);
+		page_granule_note_fault(vma, start, GRANULE_FILL_SINGLE);
 	else
-		note_granule_filled(vma, start, vmf->pte);
+		fold_or_repair(vma, start, vmf->pte);
 unlock:
 	pte_unmap_unlock(vmf->pte, vmf->ptl);
 out:
@@ -560,25 +327,24 @@ out:
 /*
  * The edge of a VMA that grows
  *
- * malloc() grows its heaps by less than a granule: brk()'s by 132 KiB, others by
- * mprotect() of a page and more of what they have reserved. The last block of such a
- * VMA is cut by its end, and so is no granule, but will be one.
+ * malloc() grows its heaps by steps that do not end at a granule: brk()'s by
+ * 132 KiB, others by mprotect() of reserved pages. The end of such a VMA cuts
+ * its last block, which therefore is not a granule yet, but will be one.
  *
- *              vm_end                              vm_end
- *                |                                    |
- *   | 0 1 2 3 4 5 . . . . . . . . . . |  ->  | 0 1 2 3 4 5 6 7 8 9 a b . . . . |
- *     of a folio that holds 16 pages           the same folio, zeroed and mapped
+ *            vm_end                             vm_end
+ *              |                                   |
+ * | 0 1 2 3 4 5 . . . . . . . . . . |  -> | 0 1 2 3 4 5 6 7 8 9 a b . . . . |
+ *   of a folio that holds 16 pages          the same folio, zeroed and mapped
  *
- * The first fault allocates a folio for all of it, and maps what lies in the VMA. The
- * rest of the folio is nobody's, as that of any folio which is mapped in part:
- * reclaim splits it, and frees the rest. When the VMA grows, what it then holds of the
- * folio is mapped as well, so that the block is whole when the VMA holds all of it.
+ * The first fault allocates a folio for the whole block, and maps those pages
+ * that lie in the VMA. Nobody uses the rest of the folio. Reclaim can split the
+ * folio to free the rest, as for any folio that is partially mapped. When the
+ * VMA grows, the next pages of the folio are mapped, until the block is whole.
  */
 
 /*
- * Does the VMA grow at its end, over all of the block at @start? What is reserved
- * for that is not locked. Should it have been freed, this is wrong about what is
- * likely, no more.
+ * Is the VMA likely to grow over the whole block at @start? The reserved VMA
+ * behind it is not locked. If it is freed meanwhile, only the guess is wrong.
  */
 static bool granule_vma_grows(struct vm_area_struct *vma, unsigned long start)
 {
@@ -587,14 +353,14 @@ static bool granule_vma_grows(struct vm_area_struct *vma, unsigned long start)
 	struct ma_state mas;
 	bool reserved;
 
-	/* brk() changes this under the mmap lock, which is not held. */
+	/* brk() changes mm->brk under the mmap lock, which is not held here. */
 	if (vma->vm_end == PAGE_ALIGN(data_race(mm->brk)))
 		return true;
 
 	rcu_read_lock();
 	mas_init(&mas, &mm->mm_mt, vma->vm_end);
 	next = mas_walk(&mas);
-	/* The VMA is not locked: it may change, and so may what is likely. */
+	/* The VMA is not locked: if it changes, only the guess is wrong. */
 	reserved = next && data_race(vma_granule_tagged(next) && vma_is_anonymous(next) &&
 				     !(next->vm_flags & VM_ACCESS_FLAGS) &&
 				     next->vm_end >= start + PAGE_GRANULE_SIZE);
@@ -603,9 +369,9 @@ static bool granule_vma_grows(struct vm_area_struct *vma, unsigned long start)
 }
 
 /*
- * May pages of the block at @start be there before they are accessed? Not if faults on
- * them are awaited, if they would have to be locked, or have tags: those of a page that
- * was mapped before would still be there.
+ * May pages of the block at @start be mapped before they are accessed? Not if
+ * userfaultfd needs to see faults on them, if they would have to be locked, or
+ * if they have MTE tags: a page that was mapped before would keep its old tags.
  */
 static bool granule_edge_allowed(struct vm_area_struct *vma, unsigned long start)
 {
@@ -623,10 +389,10 @@ static pte_t granule_edge_pte(struct vm_area_struct *vma, struct page *page)
 }
 
 /*
- * The folio that holds a block, the pages @from to @to - 1 of which nobody maps, or
- * NULL. With what maps others of its pages here, and @refs, all references to it must
- * be known: who else has one may yet write to a page that was mapped before. @pte is
- * the first PTE of the block, and locked.
+ * Return the folio that holds a block, if nobody maps its pages @from to @to -
+ * 1, or NULL. The PTEs of the block and @refs have to account for all
+ * references to the folio: anybody else with a reference may still write to a
+ * page that was mapped before. @pte is the first PTE of the block, and locked.
  */
 static struct folio *granule_edge_folio(struct vm_area_struct *vma, unsigned long start,
 					pte_t *pte, unsigned int from, unsigned int to,
@@ -676,14 +442,14 @@ static void map_edge(struct vm_area_struct *vma, unsigned long start, pte_t *pte
 	deferred_split_cancel(folio);
 	if (page_granule_is_whole(vma, start, pte)) {
 		fold_granule(vma, start, pte);
-		page_granule_count_fault(vma, start, GRANULE_FILL_FOLIO);
+		page_granule_note_fault(vma, start, GRANULE_FILL_FOLIO);
 	}
 }
 
 /*
- * Of the folio that holds the block at @start, zero and map the pages @from to @to - 1.
- * In a @fault, who gives them back has to be looked out for. Returns false if they are
- * not to be mapped, or not without having to wait.
+ * Zero and map the pages @from to @to - 1 of the folio that holds the block at
+ * @start. In a @fault, check that no program has given them back meanwhile.
+ * Returns false if the pages must not be mapped, or not without waiting.
  */
 static bool extend_edge(struct vm_area_struct *vma, pmd_t *pmd, unsigned long start,
 			unsigned int from, unsigned int to, bool fault)
@@ -707,16 +473,16 @@ static bool extend_edge(struct vm_area_struct *vma, pmd_t *pmd, unsigned long st
 	if (!folio)
 		return false;
 
-	/* They may have been mapped, and given back. */
+	/* The pages may have been mapped before, and given back. */
 	for (i = from; i < to; i++)
 		clear_user_highpage(folio_page(folio, i), start + i * PAGE_SIZE);
 	flush_dcache_folio(folio);
-	/* The PTEs are to be seen later than that. */
+	/* Zero the pages before their PTEs become visible. */
 	smp_wmb();
 
 	pte = pte_offset_map_lock(mm, pmd, start, &ptl);
 	if (pte) {
-		/* Reclaim may have unmapped it, and there are other references. */
+		/* Reclaim may have unmapped it, or others referenced it. */
 		mapped = granule_edge_folio(vma, start, pte, from, to, 1) == folio &&
 			 (!fault || vma_granule_fills(vma)) &&
 			 !check_stable_address_space(mm);
@@ -733,11 +499,12 @@ static bool extend_edge(struct vm_area_struct *vma, pmd_t *pmd, unsigned long st
 void __page_granule_extend(struct vm_area_struct *vma, unsigned long addr,
 			   unsigned long end)
 {
-	const unsigned long start = addr & PAGE_GRANULE_MASK;
-	const unsigned int from = (addr - start) >> PAGE_SHIFT;
+	const unsigned long start = granule_start(addr);
+	const unsigned int from = granule_index(addr);
 	const unsigned int to = min(end - start, PAGE_GRANULE_SIZE) >> PAGE_SHIFT;
 	pmd_t *pmd;
 
+	mmap_assert_write_locked(vma->vm_mm);
 	if (!from || addr < vma->vm_start || end > vma->vm_end ||
 	    !granule_edge_allowed(vma, start))
 		return;
@@ -748,13 +515,13 @@ void __page_granule_extend(struct vm_area_struct *vma, unsigned long addr,
 }
 
 /*
- * The VMA has grown over all of the block, but the rest of its folio was not mapped
- * then: somebody had it locked, or a reference to it.
+ * Map the rest of the folio for a block that the VMA has grown over. It was not
+ * mapped at that time, because somebody had the folio locked or referenced.
  */
 static bool extend_granule(struct vm_fault *vmf)
 {
-	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
-	const unsigned int nr = (vmf->address - start) >> PAGE_SHIFT;
+	const unsigned long start = granule_start(vmf->address);
+	const unsigned int nr = granule_index(vmf->address);
 	unsigned long holes;
 	unsigned int from;
 	pte_t *pte;
@@ -767,7 +534,7 @@ static bool extend_granule(struct vm_fault *vmf)
 	holes = granule_holes(pte);
 	pte_unmap(pte);
 
-	/* Those around this one, after a page that is there. */
+	/* Map the holes around this page, after a page that is mapped. */
 	from = fls(~holes & (BIT(nr) - 1));
 	return from && (holes & BIT(nr)) &&
 	       extend_edge(vmf->vma, vmf->pmd, start, from,
@@ -775,16 +542,17 @@ static bool extend_granule(struct vm_fault *vmf)
 }
 
 /**
- * populate_granule_edge - Populate the last block of a VMA that grows, or has grown.
- * @vmf: A fault for a write on an address in a tagged VMA; its PTE is not mapped.
+ * populate_granule_edge - Populate the last block of a growing VMA.
+ * @vmf: A fault for a write on an address in a tagged VMA; its PTE is not
+ *	 mapped.
  *
- * Return: 0 if it was populated, or if the fault is to be tried again; what
- * check_stable_address_space() returns; VM_FAULT_FALLBACK if it is to be populated as
- * in a VMA that is not tagged.
+ * Return: 0 if it was populated, or if the fault is to be tried again; the
+ * error of check_stable_address_space(); VM_FAULT_FALLBACK if
+ * do_anonymous_page() is to go on.
  */
 vm_fault_t populate_granule_edge(struct vm_fault *vmf)
 {
-	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
+	const unsigned long start = granule_start(vmf->address);
 	struct vm_area_struct *vma = vmf->vma;
 	const unsigned long nr = (vma->vm_end - start) >> PAGE_SHIFT;
 	struct folio *folio;
@@ -807,7 +575,7 @@ vm_fault_t populate_granule_edge(struct vm_fault *vmf)
 	folio = alloc_granule_folio(vma, start);
 	if (!folio)
 		return VM_FAULT_FALLBACK;
-	/* All of it: reclaim may write the rest to swap. */
+	/* Zero the whole folio: reclaim may write the rest to swap. */
 	zero_granule_folio(vmf, folio);
 	__folio_mark_uptodate(folio);
 
@@ -842,42 +610,42 @@ release:
 }
 
 /**
- * map_zero_granule - Map zero pages to a granule that nothing was written to.
+ * map_zero_granule - Map the run of zero pages to an empty granule.
  * @vmf: A fault for a read, on an address in a granule.
  *
  * Context: vmf->pte is mapped and locked.
- * Return: false if the granule is not empty, or if userfaultfd is to see faults
- * on each of its pages.
+ * Return: false if the granule is not empty, or if userfaultfd needs to see a
+ * fault on each page.
  */
 bool map_zero_granule(struct vm_fault *vmf)
 {
-	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
+	const unsigned long start = granule_start(vmf->address);
 	struct vm_area_struct *vma = vmf->vma;
 	pte_t *pte, entry;
 
-	if (!granule_empty(vmf, vmf->pte))
+	if (!granule_wants_all(vmf, vmf->pte))
 		return false;
 
-	pte = vmf->pte - ((vmf->address - start) >> PAGE_SHIFT);
-	/* The zero pages are no folio, but nothing looks at their struct pages. */
+	pte = vmf->pte - granule_index(vmf->address);
+	/* Zero pages are in no folio, but nothing looks for one. */
 	entry = pte_mkspecial(pfn_pte(zero_pfn(start), vma->vm_page_prot));
 	set_ptes(vma->vm_mm, start, pte, entry, PAGE_GRANULE_NR);
 
 	/* No need to invalidate - they were non-present before */
 	update_mmu_cache_range(vmf, vma, start, pte, PAGE_GRANULE_NR);
-	page_granule_count_fault(vma, start, GRANULE_FILL_ZERO);
+	page_granule_note_fault(vma, start, GRANULE_FILL_ZERO);
 	return true;
 }
 
 /*
- * Is the granule a run to be copied, the first page of which is @page? None of
- * its pages may be exclusive: one that is pinned must stay where it is. @page is
- * NULL for the block of zero pages. @pte is the first PTE, and locked.
+ * Can the granule be copied as a run with @page as its first page? None of its
+ * pages may be exclusive: a pinned page must stay where it is. @page is NULL
+ * for the block of zero pages. @pte is the first PTE, and locked.
  */
 static bool granule_is_copied(struct vm_fault *vmf, pte_t *pte,
 			      struct page *page)
 {
-	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
+	const unsigned long start = granule_start(vmf->address);
 	int i;
 
 	if (pte_pfn(ptep_get(pte)) != (page ? page_to_pfn(page) :
@@ -893,14 +661,13 @@ static bool granule_is_copied(struct vm_fault *vmf, pte_t *pte,
 }
 
 /*
- * Allocate what a granule is to be populated with instead of the run that
- * starts at @page, and copy that, to one folio if there is any. @page is NULL
- * for zeroes.
+ * Allocate memory to replace the run that starts at @page, and copy the run to
+ * it: one folio if there is any, else single pages. @page is NULL for zeroes.
  */
 static vm_fault_t alloc_granule_copy(struct vm_fault *vmf, struct page *page,
 				     struct folio **folios)
 {
-	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
+	const unsigned long start = granule_start(vmf->address);
 	struct folio *folio;
 	struct page *dst;
 	int i;
@@ -913,7 +680,7 @@ static vm_fault_t alloc_granule_copy(struct vm_fault *vmf, struct page *page,
 			put_granule_folios(folios);
 			if (vma_granule_contract(vmf->vma))
 				return VM_FAULT_OOM;
-			/* The one page that was asked for is copied. */
+			/* The caller copies only the page that faulted. */
 			count_vm_event(GRANULE_FALLBACK);
 			return VM_FAULT_FALLBACK;
 		}
@@ -930,7 +697,7 @@ static vm_fault_t alloc_granule_copy(struct vm_fault *vmf, struct page *page,
 		if (copy_mc_user_highpage(dst, page + i, start + i * PAGE_SIZE,
 					  vmf->vma)) {
 			put_granule_folios(folios);
-			/* Only the page that is lost is. */
+			/* Fail only if the faulting page is lost. */
 			return page + i == vmf->page ? VM_FAULT_HWPOISON :
 			       VM_FAULT_FALLBACK;
 		}
@@ -940,15 +707,15 @@ static vm_fault_t alloc_granule_copy(struct vm_fault *vmf, struct page *page,
 }
 
 /*
- * Map what alloc_granule_copy() has allocated to a granule that is empty now.
- * @pte is its first, and locked; @old is what was there.
+ * Map the folios of alloc_granule_copy() to a granule that is empty now. @pte
+ * is its first PTE, and locked. @old is the value of the PTEs before.
  */
 static void map_granule_copy(struct vm_fault *vmf, pte_t *pte, pte_t old,
 			     struct folio **folios)
 {
 	const int nr = folio_test_large(folios[0]) ? PAGE_GRANULE_NR : 1;
 	const bool unshare = vmf->flags & FAULT_FLAG_UNSHARE;
-	unsigned long addr = vmf->address & PAGE_GRANULE_MASK;
+	unsigned long addr = granule_start(vmf->address);
 	struct vm_area_struct *vma = vmf->vma;
 	pte_t entry;
 	int i;
@@ -972,27 +739,32 @@ static void map_granule_copy(struct vm_fault *vmf, pte_t *pte, pte_t old,
 	if (nr > 1)
 		count_mthp_stat(PAGE_GRANULE_ORDER,
 				MTHP_STAT_ANON_FAULT_ALLOC);
-	page_granule_count_cow(vma, addr - PAGE_GRANULE_SIZE, nr == 1 ?
-			       GRANULE_FILL_SINGLE : GRANULE_FILL_FOLIO);
+	page_granule_note_cow(vma, addr - PAGE_GRANULE_SIZE, nr == 1 ?
+			      GRANULE_FILL_SINGLE : GRANULE_FILL_FOLIO);
 }
 
 /**
  * wp_copy_granule - wp_page_copy() for a granule that is a run.
- * @vmf: A fault for a write, or to unshare, on an address in a granule. vmf->page
- *	 is referenced, or NULL where the run is of zeroes: there is nothing to
- *	 copy then. The PTE is neither mapped nor locked.
+ * @vmf: A fault for a write, or to unshare, on an address in a granule.
+ *	 vmf->page is referenced, or NULL for a run of zeroes, which needs no
+ *	 copy. The PTE is neither mapped nor locked.
  *
- * All of the run is replaced, under one lock and with one flush.
+ * This replaces the whole run under one lock and with one flush::
  *
- * Return: 0 if it has been, or if it has changed meanwhile; VM_FAULT_FALLBACK if
- * the granule is no run, or not to be copied as one; VM_FAULT_OOM or
- * VM_FAULT_HWPOISON.
+ *            before                after, one folio     or single pages
+ *   PTEs   | r | r | . . . | r | | w | w | . . . | w |  | w | w | . . . | w |
+ *   pages  [ 0   1   . . .   f ] [ 0'  1'  . . .   f']  [0'] [1'] . . .  [f']
+ *            shared, or zeroes     copied before the PTEs are cleared
+ *
+ * Return: 0 if the run was replaced, or has changed meanwhile;
+ * VM_FAULT_FALLBACK if the granule is not a run, or must not be copied as one;
+ * VM_FAULT_OOM or VM_FAULT_HWPOISON.
  */
 vm_fault_t wp_copy_granule(struct vm_fault *vmf)
 {
-	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
+	const unsigned long start = granule_start(vmf->address);
 	const unsigned long end = start + PAGE_GRANULE_SIZE;
-	const int nr = (vmf->address - start) >> PAGE_SHIFT;
+	const int nr = granule_index(vmf->address);
 	struct folio *folios[PAGE_GRANULE_NR] = {};
 	struct vm_area_struct *vma = vmf->vma;
 	struct mm_struct *mm = vma->vm_mm;
@@ -1020,16 +792,16 @@ vm_fault_t wp_copy_granule(struct vm_fault *vmf)
 	changed = !pte_same(ptep_get(pte + nr), vmf->orig_pte);
 	copied = granule_is_copied(vmf, pte, page);
 	pte_unmap_unlock(pte, vmf->ptl);
-	/* What was shared once may become so again: start from what is there. */
+	/* Start over: the granule may have become such a run again. */
 	if (changed)
 		return 0;
 	if (!copied)
 		return VM_FAULT_FALLBACK;
 
 	/*
-	 * Allocate before the run is touched. If the granule were emptied first,
-	 * threads that read it would fill it with zeroes again and again, and
-	 * this one would never get to write.
+	 * Allocate before touching the run. If the granule was emptied first,
+	 * other threads that read it would fill it with zeroes again and again,
+	 * and this thread would never get to write.
 	 */
 	ret = alloc_granule_copy(vmf, page, folios);
 	if (ret)
@@ -1038,7 +810,7 @@ vm_fault_t wp_copy_granule(struct vm_fault *vmf)
 	mmu_notifier_range_init(&range, MMU_NOTIFY_CLEAR, 0, mm, start, end);
 	mmu_notifier_invalidate_range_start(&range);
 	pte = pte_offset_map_lock(mm, vmf->pmd, start, &vmf->ptl);
-	/* Userfaultfd may have write-protected it: the fault is for that then. */
+	/* Userfaultfd may have write-protected it: fault again for that. */
 	copied = pte && pte_same(ptep_get(pte + nr), vmf->orig_pte) &&
 		 granule_is_copied(vmf, pte, page);
 	if (copied) {
@@ -1048,7 +820,7 @@ vm_fault_t wp_copy_granule(struct vm_fault *vmf)
 			for (i = 0; i < PAGE_GRANULE_NR; i++)
 				ksm_might_unmap_zero_page(mm, ptep_get(pte + i));
 		}
-		/* Flush before other CPUs can see what is written to the copy. */
+		/* Flush before other CPUs can see a write to the copy. */
 		soft_dirty = pte_soft_dirty(ptep_get(pte));
 		old = get_and_clear_ptes(mm, start, pte, PAGE_GRANULE_NR);
 		if (!soft_dirty)
@@ -1077,19 +849,25 @@ vm_fault_t wp_copy_granule(struct vm_fault *vmf)
 /**
  * wp_reuse_granule - wp_page_reuse() for a granule that is a run.
  * @vmf: A fault for a write, or to unshare, on an address in a granule.
- * @folio: What the run is in: shared memory, or exclusive to this process.
+ * @folio: The folio of the run: shared memory, or exclusive to this process.
  *
- * What is done to the page that faulted is done to all.
+ * The run stays in place. All its PTEs get the bits that the faulting PTE would
+ * get::
+ *
+ *   PTEs   | r | r | r | . . . | r |    ->    | w | w | w | . . . | w |
+ *   folio  [ 0   1   2   . . .   f ]          [ 0   1   2   . . .   f ]
+ *            exclusive                          the same folio
  *
  * Context: vmf->pte is mapped and locked.
- * Return: true, with the PTE unmapped and unlocked, if that has been done; false,
- * with nothing changed, if the granule is no run.
+ * Return: true, with the PTE unmapped and unlocked, if the run was reused;
+ * false, with nothing changed, if the granule is not a run, or some pages are
+ * shared.
  */
 bool wp_reuse_granule(struct vm_fault *vmf, struct folio *folio)
 	__releases(vmf->ptl)
 {
-	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
-	const int nr = (vmf->address - start) >> PAGE_SHIFT;
+	const unsigned long start = granule_start(vmf->address);
+	const int nr = granule_index(vmf->address);
 	const bool anon = folio_test_anon(folio);
 	const bool exclusive = anon && PageAnonExclusive(vmf->page);
 	struct vm_area_struct *vma = vmf->vma;
@@ -1103,7 +881,7 @@ bool wp_reuse_granule(struct vm_fault *vmf, struct folio *folio)
 		return false;
 
 	for (i = 0; anon && i < PAGE_GRANULE_NR; i++) {
-		/* Others can be shared if the granule was broken once. */
+		/* Other pages may be shared if the granule was broken once. */
 		if (exclusive && !PageAnonExclusive(page + i))
 			return false;
 		if (!exclusive)
@@ -1113,7 +891,7 @@ bool wp_reuse_granule(struct vm_fault *vmf, struct folio *folio)
 	if (!(vmf->flags & FAULT_FLAG_UNSHARE)) {
 		/* See wp_page_reuse(). */
 		folio_xchg_last_cpupid(folio, (1 << LAST_CPUPID_SHIFT) - 1);
-		folds = page_granule_folds(pte, ptep_get(pte));
+		folds = page_granule_unfolded(pte, ptep_get(pte));
 		old = modify_prot_start_ptes(vma, start, pte, PAGE_GRANULE_NR);
 		if (folds)
 			flush_tlb_ptes(vma, start, PAGE_GRANULE_NR);
@@ -1121,7 +899,7 @@ bool wp_reuse_granule(struct vm_fault *vmf, struct folio *folio)
 		entry = maybe_mkwrite(pte_mkdirty(entry), vma);
 		modify_prot_commit_ptes(vma, start, pte, old, entry,
 					PAGE_GRANULE_NR);
-		/* What else is cached may fault, but once. */
+		/* Stale TLB entries of the run cost one spurious fault each. */
 		if (!folds)
 			flush_tlb_fix_spurious_fault(vma, vmf->address,
 						     vmf->pte);
@@ -1133,22 +911,21 @@ bool wp_reuse_granule(struct vm_fault *vmf, struct folio *folio)
 }
 
 /**
- * mark_granule_soft_dirty - Do for a granule what is to be done for a page.
+ * mark_granule_soft_dirty - Mark all PTEs of a granule soft-dirty.
  * @vmf: A fault on an address in a granule, whose PTE is present.
  *
- * A write has faulted, but another fault was faster and mapped the granule for a
- * read, writable. Marking but its own page soft-dirty would make a difference
- * between the PTEs of the run.
+ * A read fault was faster than this write fault, and mapped the granule
+ * writable. Marking only the faulting page soft-dirty would make the PTEs of
+ * the run differ.
  *
  * Context: vmf->pte is mapped and locked.
- * Return: true, with the PTE unmapped and unlocked, if all of them were marked.
+ * Return: true, with the PTE unmapped and unlocked, if all PTEs were marked.
  */
 bool mark_granule_soft_dirty(struct vm_fault *vmf)
 {
 	struct vm_area_struct *vma = vmf->vma;
 
-	if (!vma_has_granule(vma, vmf->address) ||
-	    !(vmf->flags & FAULT_FLAG_WRITE) ||
+	if (!(vmf->flags & FAULT_FLAG_WRITE) ||
 	    !pgtable_supports_soft_dirty() || pte_soft_dirty(vmf->orig_pte))
 		return false;
 
@@ -1157,40 +934,40 @@ bool mark_granule_soft_dirty(struct vm_fault *vmf)
 }
 
 /**
- * count_fault_granule - Account for a fault on shared memory.
+ * note_fault_granule - Account for a fault on shared memory.
  * @vmf: The fault, on an address in a granule.
  * @nr_pages: How many pages it is about to populate.
  *
- * If not even single pages could be had for all of the granule, the first one
+ * If a fault cannot get single pages for the whole granule, its first page
  * counts.
  *
  * Context: vmf->pte is mapped and locked.
  */
-void count_fault_granule(struct vm_fault *vmf, int nr_pages)
+void note_fault_granule(struct vm_fault *vmf, int nr_pages)
 {
 	if (nr_pages >= PAGE_GRANULE_NR)
-		page_granule_count_fault(vmf->vma, vmf->address,
-					 GRANULE_FILL_FOLIO);
-	else if (nr_pages == 1 && granule_empty(vmf, vmf->pte))
-		page_granule_count_fault(vmf->vma, vmf->address,
-					 GRANULE_FILL_SINGLE);
+		page_granule_note_fault(vmf->vma, vmf->address,
+					GRANULE_FILL_FOLIO);
+	else if (nr_pages == 1 && granule_wants_all(vmf, vmf->pte))
+		page_granule_note_fault(vmf->vma, vmf->address,
+					GRANULE_FILL_SINGLE);
 }
 
 /**
- * granule_wants_pages - Are single pages to populate a granule?
- * @vmf: A fault on an address in a granule; its PTE is neither mapped nor locked.
- * @folio: What it is to be served by.
+ * granule_wants_pages - Do single pages populate a granule?
+ * @vmf: A fault on an address in a granule; its PTE is neither mapped nor
+ *	 locked.
+ * @folio: The folio for the fault.
  *
- * Return: true if @folio is smaller because there was none for the granule, or because
- * the granule is populated in part and to be filled.
+ * Return: true if @folio is smaller because there was none for the granule, or
+ * because the granule is populated in part and its holes are to be filled.
  */
 bool granule_wants_pages(struct vm_fault *vmf, struct folio *folio)
 {
 	bool empty;
 	pte_t *pte;
 
-	if (!vma_has_granule(vmf->vma, vmf->address) ||
-	    folio_order(folio) >= PAGE_GRANULE_ORDER ||
+	if (folio_order(folio) >= PAGE_GRANULE_ORDER ||
 	    userfaultfd_armed(vmf->vma))
 		return false;
 
@@ -1199,15 +976,15 @@ bool granule_wants_pages(struct vm_fault *vmf, struct folio *folio)
 	pte = pte_offset_map(vmf->pmd, vmf->address);
 	if (!pte)
 		return false;
-	empty = granule_empty(vmf, pte);
+	empty = granule_wants_all(vmf, pte);
 	pte_unmap(pte);
 	return empty;
 }
 
 /*
- * Lock the PTEs from @addr on, of the child and its parent. Returns false, with
- * nothing locked, unless a granule begins there in the parent that is a run of
- * pages of its own.
+ * Lock the PTEs of the child and its parent from @addr on. Returns false, with
+ * nothing locked, unless a granule begins at @addr in the parent that is whole,
+ * and not of zero pages.
  */
 static bool lock_granule_to_copy(struct vm_area_struct *dst_vma,
 				 struct vm_area_struct *src_vma,
@@ -1236,7 +1013,7 @@ unlock_dst:
 	return false;
 }
 
-/* copy_present_page() for a granule: to @folio, which nobody else knows. */
+/* copy_present_page() for a granule. Nobody else knows @folio yet. */
 static int copy_present_granule(struct vm_area_struct *dst_vma,
 				struct vm_area_struct *src_vma,
 				pte_t *dst_pte, pte_t *src_pte,
@@ -1268,18 +1045,18 @@ static int copy_present_granule(struct vm_area_struct *dst_vma,
 }
 
 /**
- * copy_pinned_granule - Copy at fork() what the parent has pinned.
+ * copy_pinned_granule - Copy a granule that the parent has pinned at fork().
  * @dst_vma: The VMA of the child.
- * @src_vma: That of the parent.
- * @dst_pmd: The entry of the page table of the child, which is there.
- * @src_pmd: That of the parent.
+ * @src_vma: The VMA of the parent.
+ * @dst_pmd: The PMD of the child, which has a page table.
+ * @src_pmd: The PMD of the parent.
  * @addr: The address of a page that may be pinned, in a granule.
  *
- * If it is the first page of a granule that is whole, that is copied as such.
+ * This copies the whole granule if @addr is the first page of a whole granule.
  *
  * Context: The mmap locks of both are held for writing. Sleeps.
- * Return: how many PTEs have been copied, 0 if the page is to be copied by itself,
- * or -EHWPOISON.
+ * Return: the number of PTEs copied, 0 if the caller has to copy the page by
+ * itself, or -EHWPOISON.
  */
 int copy_pinned_granule(struct vm_area_struct *dst_vma,
 			struct vm_area_struct *src_vma, pmd_t *dst_pmd,
@@ -1290,6 +1067,8 @@ int copy_pinned_granule(struct vm_area_struct *dst_vma,
 	struct folio *folio;
 	int ret = 0;
 
+	mmap_assert_write_locked(dst_vma->vm_mm);
+	mmap_assert_write_locked(src_vma->vm_mm);
 	if (!IS_ALIGNED(addr, PAGE_GRANULE_SIZE) ||
 	    !lock_granule_to_copy(dst_vma, src_vma, dst_pmd, src_pmd, addr,
 				  &dst_pte, &src_pte, &dst_ptl, &src_ptl))
@@ -1303,7 +1082,7 @@ int copy_pinned_granule(struct vm_area_struct *dst_vma,
 		goto single;
 	}
 
-	/* What was there may have been unmapped meanwhile. */
+	/* The granule may have been unmapped meanwhile. */
 	if (lock_granule_to_copy(dst_vma, src_vma, dst_pmd, src_pmd, addr,
 				 &dst_pte, &src_pte, &dst_ptl, &src_ptl)) {
 		ret = copy_present_granule(dst_vma, src_vma, dst_pte, src_pte,
@@ -1316,646 +1095,6 @@ int copy_pinned_granule(struct vm_area_struct *dst_vma,
 	return ret;
 
 single:
-	page_granule_repair_later(dst_vma->vm_mm, addr & PAGE_GRANULE_MASK);
+	page_granule_repair_later(dst_vma->vm_mm, granule_start(addr));
 	return 0;
 }
-
-#ifdef CONFIG_SWAP
-/*
- * Are all pages of a granule swapped out, to the device of @entry? @pte is that
- * of the first, and locked; what is there is copied to @ptes. Userfaultfd sees
- * faults on pages that are write-protected.
- */
-static bool granule_swapped(pte_t *pte, softleaf_t entry, pte_t *ptes)
-{
-	softleaf_t leaf;
-	int i;
-
-	for (i = 0; i < PAGE_GRANULE_NR; i++) {
-		ptes[i] = ptep_get(pte + i);
-		leaf = softleaf_from_pte(ptes[i]);
-		if (!softleaf_is_swap(leaf) || pte_swp_uffd(ptes[i]) ||
-		    swp_type(leaf) != swp_type(entry))
-			return false;
-	}
-	return true;
-}
-
-/*
- * Are the slots of such a granule those that a folio can be read from, or is in?
- * Of @ptes only the first is set.
- */
-static bool granule_swapped_in_order(pte_t *pte, softleaf_t entry, pte_t *ptes)
-{
-	softleaf_t leaf;
-
-	ptes[0] = ptep_get(pte);
-	leaf = softleaf_from_pte(ptes[0]);
-	return softleaf_is_swap(leaf) && !pte_swp_uffd(ptes[0]) &&
-	       swp_type(leaf) == swp_type(entry) &&
-	       IS_ALIGNED(swp_offset(leaf), PAGE_GRANULE_NR) &&
-	       swap_pte_batch(pte, PAGE_GRANULE_NR, ptes[0]) == PAGE_GRANULE_NR;
-}
-
-/* Was @folios[@nr], of those for the pages of a granule, met already? */
-static bool granule_folio_seen(struct folio **folios, int nr)
-{
-	int i;
-
-	for (i = 0; i < nr; i++) {
-		if (folios[i] == folios[nr])
-			return true;
-	}
-	return false;
-}
-
-static void unlock_granule_folios(struct folio **folios, int nr)
-{
-	while (nr--) {
-		if (!granule_folio_seen(folios, nr))
-			folio_unlock(folios[nr]);
-	}
-}
-
-/*
- * Lock what holds the pages of a granule in the swap cache. Their order in two
- * processes need not be the same, so there is no waiting for one with another
- * locked. Returns false if one of them is locked again and again.
- */
-static bool lock_granule_folios(struct folio **folios)
-{
-	int i, tries;
-
-	for (tries = 0; tries < PAGE_GRANULE_NR; tries++) {
-		for (i = 0; i < PAGE_GRANULE_NR; i++) {
-			if (!granule_folio_seen(folios, i) &&
-			    !folio_trylock(folios[i]))
-				break;
-		}
-		if (i == PAGE_GRANULE_NR)
-			return true;
-
-		unlock_granule_folios(folios, i);
-		folio_wait_locked(folios[i]);
-	}
-	return false;
-}
-
-static void put_swapin_folios(struct folio **folios, int nr)
-{
-	while (nr--)
-		folio_put(folios[nr]);
-}
-
-/*
- * Find the pages of a granule in the swap cache, or have them read, all of them
- * at once, and wait for that. Returns 0, VM_FAULT_OOM if one cannot be had, or
- * VM_FAULT_RETRY as folio_lock_or_retry() does; no folio is referenced then.
- */
-static vm_fault_t read_granule_folios(struct vm_fault *vmf, pte_t *ptes,
-				      struct folio **folios)
-{
-	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
-	struct swap_io_ctx ctx = {};
-	struct blk_plug plug;
-	vm_fault_t ret;
-	gfp_t gfp;
-	int i, nr;
-
-	/* The page that faulted is tried again by itself; the others can wait. */
-	gfp = GFP_HIGHUSER_MOVABLE | __GFP_NORETRY | __GFP_NOWARN;
-	blk_start_plug(&plug);
-	for (nr = 0; nr < PAGE_GRANULE_NR; nr++) {
-		folios[nr] = read_swap_cache_async(&ctx,
-						   softleaf_from_pte(ptes[nr]),
-						   gfp, vmf->vma,
-						   start + nr * PAGE_SIZE);
-		if (!folios[nr])
-			break;
-	}
-	blk_finish_plug(&plug);
-	swap_read_submit(&ctx);
-	if (nr < PAGE_GRANULE_NR) {
-		put_swapin_folios(folios, nr);
-		return VM_FAULT_OOM;
-	}
-
-	for (i = 0; i < PAGE_GRANULE_NR; i++) {
-		if (!folio_test_locked(folios[i]))
-			continue;
-		ret = folio_lock_or_retry(folios[i], vmf);
-		if (ret & VM_FAULT_RETRY) {
-			put_swapin_folios(folios, nr);
-			return ret;
-		}
-		folio_unlock(folios[i]);
-	}
-	return 0;
-}
-
-/*
- * May the page in the slot @pte be replaced by a copy? @folios[@nr], locked in
- * the swap cache, holds it.
- */
-static bool granule_copies_folio(struct folio **folios, int nr, pte_t pte,
-				 bool write)
-{
-	const struct folio *folio = folios[nr];
-	int i, refs;
-
-	/*
-	 * What others share is copied for a write only. Nobody else can come to
-	 * share a slot that only the PTE counts for.
-	 */
-	if (!pte_swp_exclusive(pte)) {
-		/* The folio keeps the slot; this is for rcu_dereference_check(). */
-		guard(rcu)();
-		return write || (!folio_mapped(folio) &&
-				 __swap_count(softleaf_from_pte(pte)) == 1);
-	}
-
-	/* Nobody has seen it yet but those who swap it in. */
-	if (!folio_test_anon(folio))
-		return true;
-
-	/*
-	 * Somebody may have taken a reference, for I/O, before the page was
-	 * unmapped. See wp_can_reuse_anon_folio() for the LRU.
-	 */
-	refs = folio_expected_ref_count(folio) + !folio_test_lru(folio);
-	for (i = 0; i < PAGE_GRANULE_NR; i++)
-		refs += folios[i] == folio;
-	return folio_ref_count(folio) <= refs;
-}
-
-/* Copy the pages of a granule, locked in the swap cache, to one folio. */
-static bool copy_granule_folios(struct vm_fault *vmf, pte_t *ptes,
-				struct folio **folios, struct folio *folio)
-{
-	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
-	const bool write = vmf->flags & FAULT_FLAG_WRITE;
-	int i;
-
-	for (i = 0; i < PAGE_GRANULE_NR; i++) {
-		const softleaf_t entry = softleaf_from_pte(ptes[i]);
-		struct page *page;
-
-		/* The lock is what keeps the slot, see do_swap_page(). */
-		if (!folio_matches_swap_entry(folios[i], entry) ||
-		    !folio_test_uptodate(folios[i]) ||
-		    !granule_copies_folio(folios, i, ptes[i], write))
-			return false;
-		page = folio_file_page(folios[i], swp_offset(entry));
-		if (PageHWPoison(page))
-			return false;
-
-		arch_swap_restore(folio_swap(entry, folios[i]), folios[i]);
-		if (copy_mc_user_highpage(folio_page(folio, i), page,
-					  start + i * PAGE_SIZE, vmf->vma))
-			return false;
-		kmsan_copy_page_meta(folio_page(folio, i), page);
-	}
-
-	__folio_mark_uptodate(folio);
-	/* Its contents are nowhere else from now on. */
-	folio_mark_dirty(folio);
-	return true;
-}
-
-/* Map a folio to a granule, all of which is swapped out. @pte is the first. */
-static void map_swapped_granule(struct vm_fault *vmf, pte_t *pte, pte_t *ptes,
-				struct folio *folio)
-{
-	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
-	struct vm_area_struct *vma = vmf->vma;
-	struct mm_struct *mm = vma->vm_mm;
-	pte_t entry;
-	int i;
-
-	add_mm_counter(mm, MM_ANONPAGES, PAGE_GRANULE_NR);
-	add_mm_counter(mm, MM_SWAPENTS, -PAGE_GRANULE_NR);
-	entry = folio_mk_pte(folio, vma->vm_page_prot);
-	entry = pte_sw_mkyoung(entry);
-	for (i = 0; i < PAGE_GRANULE_NR; i++) {
-		if (pte_swp_soft_dirty(ptes[i]))
-			entry = pte_mksoft_dirty(entry);
-	}
-	if ((vma->vm_flags & VM_WRITE) && !pte_needs_soft_dirty_wp(vma, entry)) {
-		entry = pte_mkwrite(entry, vma);
-		if (vmf->flags & FAULT_FLAG_WRITE)
-			entry = pte_mkdirty(entry);
-	}
-
-	flush_icache_pages(vma, folio_page(folio, 0), PAGE_GRANULE_NR);
-	map_new_anon_folio(folio, pte, vma, start, entry);
-	arch_do_swap_page_nr(mm, vma, start, entry, entry, PAGE_GRANULE_NR);
-	page_granule_count_swapin(PAGE_GRANULE_NR);
-}
-
-/* Release the slots of a granule that is mapped to a copy, and try to free them. */
-static void put_granule_swap(pte_t *ptes, struct folio **folios)
-{
-	int i;
-
-	for (i = 0; i < PAGE_GRANULE_NR; i++) {
-		const softleaf_t entry = softleaf_from_pte(ptes[i]);
-
-		folio_put_swap(folios[i], folio_file_page(folios[i],
-							  swp_offset(entry)));
-	}
-	for (i = 0; i < PAGE_GRANULE_NR; i++) {
-		if (!granule_folio_seen(folios, i))
-			folio_free_swap(folios[i]);
-	}
-}
-
-/* Is what granule_swapped() has found still there? @pte is locked. */
-static bool granule_swap_same(pte_t *pte, const pte_t *ptes)
-{
-	int i;
-
-	for (i = 0; i < PAGE_GRANULE_NR; i++) {
-		if (!pte_same(ptep_get(pte + i), ptes[i]))
-			return false;
-	}
-	return true;
-}
-
-/*
- * Would a read be refused the copy, see granule_copies_folio()? Just a hint. The
- * slots are there as long as the PTEs cannot change.
- */
-static bool granule_slots_shared(struct vm_fault *vmf, const pte_t *ptes)
-{
-	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
-	bool shared = false;
-	pte_t *pte;
-	int i;
-
-	pte = pte_offset_map_lock(vmf->vma->vm_mm, vmf->pmd, start, &vmf->ptl);
-	if (!pte)
-		return false;
-	if (granule_swap_same(pte, ptes)) {
-		for (i = 0; i < PAGE_GRANULE_NR && !shared; i++)
-			shared = !pte_swp_exclusive(ptes[i]) &&
-				 __swap_count(softleaf_from_pte(ptes[i])) > 1;
-	}
-	pte_unmap_unlock(pte, vmf->ptl);
-	return shared;
-}
-
-/*
- * Swap in a granule by a copy: its slots need not be in order, and a part of it
- * may be in the swap cache, or in zswap. The copy is exclusive to this process, so
- * what fork() has shared is copied for a write only.
- *
- * Return 0 if the granule is whole or has changed meanwhile, VM_FAULT_OOM if it
- * cannot be had in one folio, or VM_FAULT_RETRY with the lock released.
- */
-static vm_fault_t swapin_granule_copy(struct vm_fault *vmf, pte_t *ptes)
-{
-	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
-	struct folio *folios[PAGE_GRANULE_NR], *folio = NULL;
-	struct vm_area_struct *vma = vmf->vma;
-	vm_fault_t ret;
-	pte_t *pte;
-
-	ret = read_granule_folios(vmf, ptes, folios);
-	if (ret)
-		return ret;
-
-	ret = VM_FAULT_OOM;
-	if (!(vmf->flags & FAULT_FLAG_WRITE) && granule_slots_shared(vmf, ptes))
-		goto put_folios;
-	folio = alloc_granule_folio(vma, start);
-	if (!folio)
-		goto put_folios;
-	if (!lock_granule_folios(folios))
-		goto put_folios;
-	if (!copy_granule_folios(vmf, ptes, folios, folio))
-		goto unlock_folios;
-
-	ret = 0;
-	pte = pte_offset_map_lock(vma->vm_mm, vmf->pmd, start, &vmf->ptl);
-	if (!pte)
-		goto unlock_folios;
-	if (granule_swap_same(pte, ptes)) {
-		map_swapped_granule(vmf, pte, ptes, folio);
-		folio = NULL;
-		put_granule_swap(ptes, folios);
-	}
-	pte_unmap_unlock(pte, vmf->ptl);
-
-unlock_folios:
-	unlock_granule_folios(folios, PAGE_GRANULE_NR);
-put_folios:
-	put_swapin_folios(folios, PAGE_GRANULE_NR);
-	if (folio)
-		folio_put(folio);
-	return ret;
-}
-
-/**
- * swapped_granule_fits - Can a granule be mapped to its part of a larger folio?
- * @vmf: A fault on an address in a granule.
- * @folio: What the swap cache has for it, locked.
- * @page: The page of @folio for the address.
- *
- * What is new in the swap cache is mapped as a whole or not at all, see
- * do_swap_page(). A folio that others still map may well be mapped in part.
- *
- * Context: vmf->pte is mapped and locked.
- * Return: true if all of the granule is swapped out to slots of @folio, in order.
- */
-bool swapped_granule_fits(struct vm_fault *vmf, struct folio *folio,
-			  struct page *page)
-{
-	const unsigned long nr = (vmf->address & ~PAGE_GRANULE_MASK) >> PAGE_SHIFT;
-	pte_t *pte = vmf->pte - nr;
-	const pte_t first = ptep_get(pte);
-
-	return folio_test_anon(folio) && folio_order(folio) > PAGE_GRANULE_ORDER &&
-	       IS_ALIGNED(page_to_pfn(page) - nr, PAGE_GRANULE_NR) &&
-	       pte_same(first, pte_move_swp_offset(vmf->orig_pte, -nr)) &&
-	       swap_pte_batch(pte, PAGE_GRANULE_NR, first) == PAGE_GRANULE_NR;
-}
-
-/**
- * swapin_granule - Swap in a granule as a whole.
- * @vmf: A fault on an address in a granule; its PTE is neither mapped nor locked.
- * @entry: The swap entry of the page that faulted, whose device stays.
- * @orders: Bitfield of the orders to read to, besides that of the granule.
- * @foliop: Is set to a folio that is to be mapped, or left alone.
- *
- * If the slots are consecutive and aligned, the granule is in the swap cache as
- * one folio, or is read to one of @orders or its own; it remains to be mapped.
- * Otherwise, or if only a part of it is in zswap, it is copied to a folio, and
- * mapped. If a limit leaves no room for that, nothing is read but the page.
- *
- * Return: 0 if the granule is whole or has changed meanwhile; VM_FAULT_FALLBACK
- * if *@foliop, which is referenced and in the swap cache, is to be mapped, or if
- * it is NULL and the page is to be swapped in by itself; VM_FAULT_OOM for the
- * latter if there was no folio for the granule, all of which is in the swap cache
- * then; VM_FAULT_RETRY as folio_lock_or_retry() does. VM_FAULT_MAJOR if anything was
- * read.
- */
-vm_fault_t swapin_granule(struct vm_fault *vmf, softleaf_t entry,
-			  unsigned long orders, struct folio **foliop)
-{
-	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
-	struct vm_area_struct *vma = vmf->vma;
-	pte_t ptes[PAGE_GRANULE_NR], *pte;
-	vm_fault_t major = 0, ret;
-	bool swapped, in_order;
-	struct folio *folio;
-	int i;
-
-	if (!vma_granule_folios(vma))
-		return VM_FAULT_FALLBACK;
-
-	pte = pte_offset_map_lock(vma->vm_mm, vmf->pmd, start, &vmf->ptl);
-	if (!pte)
-		return 0;
-	i = (vmf->address - start) >> PAGE_SHIFT;
-	if (!pte_same(ptep_get(pte + i), vmf->orig_pte)) {
-		pte_unmap_unlock(pte, vmf->ptl);
-		return 0;
-	}
-	in_order = granule_swapped_in_order(pte, entry, ptes);
-	swapped = in_order || granule_swapped(pte, entry, ptes);
-	pte_unmap_unlock(pte, vmf->ptl);
-	if (!swapped)
-		return VM_FAULT_FALLBACK;
-
-	folio = swap_cache_get_folio(entry);
-	if (folio && in_order && folio_order(folio) >= PAGE_GRANULE_ORDER) {
-		*foliop = folio;
-		return VM_FAULT_FALLBACK;
-	}
-	if (!page_granule_may_swap_in(vma)) {
-		if (folio)
-			folio_put(folio);
-		count_vm_event(GRANULE_SWPIN_FALLBACK);
-		return VM_FAULT_FALLBACK;
-	}
-	if (!folio) {
-		major = VM_FAULT_MAJOR;
-		if (in_order &&
-		    zswap_can_load(softleaf_from_pte(ptes[0]), PAGE_GRANULE_NR))
-			folio = swapin_sync(entry, GFP_HIGHUSER_MOVABLE,
-					    page_granule_orders(vma, orders) |
-					    BIT(PAGE_GRANULE_ORDER), vmf,
-					    NULL, 0);
-	}
-	if (!IS_ERR_OR_NULL(folio)) {
-		if (in_order && folio_order(folio) >= PAGE_GRANULE_ORDER) {
-			*foliop = folio;
-			return VM_FAULT_FALLBACK | major;
-		}
-		folio_put(folio);
-	} else if (folio == ERR_PTR(-ENOMEM)) {
-		/* There is none for a copy either. */
-		count_vm_event(GRANULE_SWPIN_FALLBACK);
-		return VM_FAULT_FALLBACK;
-	}
-
-	for (i = 1; in_order && i < PAGE_GRANULE_NR; i++)
-		ptes[i] = pte_next_swp_offset(ptes[i - 1]);
-	ret = swapin_granule_copy(vmf, ptes);
-	if (ret != VM_FAULT_OOM)
-		return ret | major;
-
-	/* Somebody else may have swapped it in, and freed the slots. */
-	pte = pte_offset_map_lock(vma->vm_mm, vmf->pmd, start, &vmf->ptl);
-	if (!pte)
-		return major;
-	swapped = granule_swap_same(pte, ptes);
-	pte_unmap_unlock(pte, vmf->ptl);
-	if (!swapped)
-		return major;
-	count_vm_event(GRANULE_SWPIN_FALLBACK);
-	return VM_FAULT_OOM | major;
-}
-#endif /* CONFIG_SWAP */
-
-#ifdef CONFIG_SHMEM
-/**
- * page_granule_monitored - Does userfaultfd wait for holes of a granule to be filled?
- * @mapping: The shared memory.
- * @index: A page of the granule.
- *
- * Whoever monitors missing pages in some mapping wants to fill each of them, whichever
- * process is the first to fault on it.
- *
- * Context: May sleep.
- * Return: true if so in any VMA.
- */
-bool page_granule_monitored(struct address_space *mapping, pgoff_t index)
-{
-	struct vm_area_struct *vma;
-	bool monitored = false;
-
-	if (likely(!mapping_uffd_missing(mapping)))
-		return false;
-
-	index &= ~(pgoff_t)(PAGE_GRANULE_NR - 1);
-	i_mmap_lock_read(mapping);
-	mapping_rmap_tree_foreach(vma, mapping, index,
-				  index + PAGE_GRANULE_NR - 1) {
-		monitored = userfaultfd_missing(vma);
-		if (monitored)
-			break;
-	}
-	i_mmap_unlock_read(mapping);
-	return monitored;
-}
-
-/*
- * How many pages of the granule at @index are in the page cache, or swapped out, which
- * *@swapped tells? A larger folio counts as all of them.
- */
-static unsigned int granule_nr_cached(struct address_space *mapping, pgoff_t index,
-				      bool *swapped)
-{
-	XA_STATE(xas, &mapping->i_pages, index);
-	unsigned int nr = 0;
-	void *entry;
-
-	rcu_read_lock();
-	xas_for_each(&xas, entry, index + PAGE_GRANULE_NR - 1) {
-		if (xas_retry(&xas, entry))
-			continue;
-		*swapped |= xa_is_value(entry);
-		nr += 1U << min(xas_get_order(&xas), PAGE_GRANULE_ORDER);
-	}
-	rcu_read_unlock();
-	return min(nr, PAGE_GRANULE_NR);
-}
-
-/*
- * Have all of a granule in the page cache. Pages that nobody has asked for are not
- * worth an OOM kill, unless they are by contract.
- */
-static bool read_shared_granule(struct vm_area_struct *vma, pgoff_t index)
-{
-	struct address_space *mapping = vma->vm_file->f_mapping;
-	gfp_t gfp = mapping_gfp_mask(mapping);
-	struct mem_cgroup *memcg, *old_memcg;
-	struct folio *folio = NULL;
-	int i;
-
-	if (!vma_granule_contract(vma))
-		gfp |= __GFP_NORETRY | __GFP_NOWARN;
-
-	/* Whoever faults for it, the owner of the memory is to be charged. */
-	memcg = get_mem_cgroup_from_mm(vma->vm_mm);
-	old_memcg = set_active_memcg(memcg);
-	for (i = 0; i < PAGE_GRANULE_NR; i++) {
-		folio = shmem_read_folio_gfp(mapping, index + i, gfp);
-		if (IS_ERR(folio))
-			break;
-		folio_put(folio);
-	}
-	set_active_memcg(old_memcg);
-	mem_cgroup_put(memcg);
-	return !IS_ERR(folio);
-}
-
-/*
- * Populate a granule of shared memory, some of which is in small folios. All of it
- * is brought into the page cache, and to one folio if it can be: a granule that was
- * there already, or swapped out page by page, gets one like this.
- *
- * Return 0 if the fault can go on with what is in the page cache now,
- * VM_FAULT_NOPAGE if there is no folio and single pages have been mapped, or an
- * error. @cached: was all of it there, or nothing? @swapped: was any of it swapped out?
- */
-static vm_fault_t populate_shared_granule(struct vm_fault *vmf, bool cached,
-					  bool swapped)
-{
-	const unsigned long start = vmf->address & PAGE_GRANULE_MASK;
-	struct vm_area_struct *vma = vmf->vma;
-	struct address_space *mapping = vma->vm_file->f_mapping;
-	const pgoff_t index = linear_page_index(vma, start);
-	vm_fault_t ret;
-
-	/* mremap() may have made the mapping longer than the memory. */
-	if (index + PAGE_GRANULE_NR >
-	    DIV_ROUND_UP(i_size_read(mapping->host), PAGE_SIZE))
-		return 0;
-	/* Whoever monitors holes in it wants to fill them. */
-	if (!cached && page_granule_monitored(mapping, index))
-		return 0;
-	/* What is charged for pages that nobody asked for remains charged. */
-	if (!cached && !vma_granule_contract(vma) &&
-	    !granule_has_room(vma))
-		return 0;
-	if (swapped && !page_granule_may_swap_in(vma))
-		return 0;
-	/* Without all of it there will be no granule. */
-	if (!read_shared_granule(vma, index))
-		return 0;
-
-	/* If nothing was there, an allocation has just failed. */
-	if (cached) {
-		lru_add_drain();
-		if (page_granule_collapse(vma, start, 0, false) >= 0) {
-			if (swapped)
-				page_granule_count_swapin(PAGE_GRANULE_NR);
-			return 0;
-		}
-	}
-
-	ret = do_fault_around(vmf, PAGE_GRANULE_NR);
-	if (ret & VM_FAULT_NOPAGE) {
-		if (swapped)
-			count_vm_event(GRANULE_SWPIN_FALLBACK);
-		page_granule_count_fault(vma, start, GRANULE_FILL_SINGLE);
-		/* Others may have mapped some of the pages meanwhile. */
-		vmf->pte = pte_offset_map_lock(vma->vm_mm, vmf->pmd,
-					       vmf->address, &vmf->ptl);
-		if (vmf->pte) {
-			granule_filled(vmf);
-			pte_unmap_unlock(vmf->pte, vmf->ptl);
-		}
-	}
-	return ret;
-}
-
-/**
- * do_fault_granule - __do_fault(), and for shared memory all of the granule.
- * @vmf: A fault on an address in a granule; its PTE is neither mapped nor locked.
- *
- * Holes between pages of a granule were left, or made, by a program. They remain.
- *
- * Return: as __do_fault(), or VM_FAULT_NOPAGE if there is no folio and single
- * pages have been mapped.
- */
-vm_fault_t do_fault_granule(struct vm_fault *vmf)
-{
-	struct vm_area_struct *vma = vmf->vma;
-	const pgoff_t index = linear_page_index(vma, vmf->address & PAGE_GRANULE_MASK);
-	bool swapped = false;
-	struct folio *folio;
-	unsigned int nr;
-	vm_fault_t ret;
-
-	nr = granule_nr_cached(vma->vm_file->f_mapping, index, &swapped);
-	ret = __do_fault(vmf);
-	if (ret & (VM_FAULT_ERROR | VM_FAULT_NOPAGE | VM_FAULT_RETRY))
-		return ret;
-	folio = page_folio(vmf->page);
-	if ((nr && nr < PAGE_GRANULE_NR) || !granule_wants_pages(vmf, folio))
-		return ret;
-
-	/* The lock of one folio is not held while others are waited for. */
-	folio_unlock(folio);
-	folio_put(folio);
-	vmf->page = NULL;
-	ret &= VM_FAULT_MAJOR;
-	ret |= populate_shared_granule(vmf, nr, swapped);
-	if (ret & (VM_FAULT_ERROR | VM_FAULT_NOPAGE))
-		return ret;
-	return __do_fault(vmf) | ret;
-}
-#endif /* CONFIG_SHMEM */

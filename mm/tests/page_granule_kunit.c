@@ -13,12 +13,13 @@
 #include <linux/leafops.h>
 #include <linux/mm.h>
 #include <linux/mman.h>
-#include <linux/page_granule.h>
 #include <linux/pgtable.h>
 #include <linux/rmap.h>
 #include <linux/slab.h>
 #include <linux/swapops.h>
 #include <linux/uaccess.h>
+
+#include "../page_granule.h"
 
 MODULE_IMPORT_NS("EXPORTED_FOR_KUNIT_TESTING");
 
@@ -39,7 +40,7 @@ struct span {
 	int page;
 };
 
-/* Go on to the next one of all that there are; false after the last. */
+/* Go on to the next span. Returns false after the last one. */
 static bool next_span(struct span *span)
 {
 	if (++span->page < span->end)
@@ -75,7 +76,7 @@ static void within(struct kunit *test)
 	static const unsigned long bases[] = {
 		0,
 		SZ_4G,
-		/* The last bytes that there are. */
+		/* The end of the address space. */
 		-SPAN_SIZE,
 	};
 	int i;
@@ -92,7 +93,7 @@ static void within(struct kunit *test)
 						   span.page * PAGE_SIZE;
 			const bool fits = block_fits(&span);
 
-			/* Cannot be expressed. */
+			/* The end cannot be expressed. */
 			if (!end)
 				continue;
 
@@ -112,7 +113,7 @@ static struct vm_area_struct *made_up_vma(struct kunit *test, vma_flags_t flags,
 
 	vma = kunit_kzalloc(test, sizeof(*vma), GFP_KERNEL);
 	KUNIT_ASSERT_NOT_NULL(test, vma);
-	/* What is said about huge pages is asked of the address space, too. */
+	/* vma_thp_disabled() looks at the address space, too. */
 	vma->vm_mm = kunit_kzalloc(test, sizeof(*vma->vm_mm), GFP_KERNEL);
 	KUNIT_ASSERT_NOT_NULL(test, vma->vm_mm);
 	vma->vm_start = start;
@@ -122,7 +123,7 @@ static struct vm_area_struct *made_up_vma(struct kunit *test, vma_flags_t flags,
 	return vma;
 }
 
-/* The two bits are told apart, and a granule takes the first of them. */
+/* The predicates tell the two bits apart. A granule needs the first one. */
 static void vma_bits(struct kunit *test)
 {
 	struct vm_area_struct *vma;
@@ -147,8 +148,9 @@ static void vma_bits(struct kunit *test)
 }
 
 /*
- * What programs say about huge pages holds for granules: those of a contract remain,
- * without folios, and others are gone. A contract is advice to use huge pages.
+ * The program's advice about huge pages applies to granules: a contract VMA
+ * keeps its granules without folios, and other VMAs lose them. A contract
+ * counts as advice to use huge pages.
  */
 static void opt_outs(struct kunit *test)
 {
@@ -190,10 +192,9 @@ static void opt_outs(struct kunit *test)
 	}
 }
 
-/* Larger orders stay, smaller ones go, and that of the granule is there. */
 /*
- * Shared memory is aligned by its offset: a granule is one only where that and
- * the address agree.
+ * Folios of shared memory are aligned by file offset: a block is a granule only
+ * if its offset and address are congruent.
  */
 static void congruent(struct kunit *test)
 {
@@ -221,7 +222,7 @@ static void congruent(struct kunit *test)
 	}
 }
 
-/* Only a contract VMA refuses, and only what would cut a granule. */
+/* Only a contract VMA refuses a range, and only if it would cut a granule. */
 static void accepts(struct kunit *test)
 {
 	struct vm_area_struct *vma;
@@ -246,6 +247,7 @@ static void accepts(struct kunit *test)
 	}
 }
 
+/* Larger orders stay, smaller ones go, and the granule's order is added. */
 static void orders(struct kunit *test)
 {
 	struct vm_area_struct *vma;
@@ -270,8 +272,8 @@ static void orders(struct kunit *test)
 }
 
 /*
- * What a fault may populate: the granule, and nothing smaller, where there is
- * one, and never more than the VMA has.
+ * Where there is a granule, a fault populates it and nothing smaller, and never
+ * more than the VMA has.
  */
 static void fault_range(struct kunit *test)
 {
@@ -367,7 +369,7 @@ static void parse_size(struct kunit *test)
 		if (size != PAGE_SIZE && size != PAGE_GRANULE_SIZE)
 			KUNIT_EXPECT_EQ_MSG(test, page_granule_parse_size(size),
 					    -EINVAL, "size %lx", size);
-		/* Neither is it rounded, in whichever direction. */
+		/* Nor is a size rounded, in either direction. */
 		if (shift) {
 			KUNIT_EXPECT_EQ_MSG(test,
 					    page_granule_parse_size(size + 1),
@@ -378,7 +380,7 @@ static void parse_size(struct kunit *test)
 		}
 	}
 
-	/* Several sizes at once are none. */
+	/* A combination of sizes is not a size. */
 	KUNIT_EXPECT_EQ(test,
 			page_granule_parse_size(PAGE_SIZE | PAGE_GRANULE_SIZE),
 			-EINVAL);
@@ -393,7 +395,7 @@ static void parse_flags(struct kunit *test)
 	const unsigned long others[] = {
 		0,
 		MAP_PRIVATE | MAP_ANONYMOUS,
-		/* All that there can be besides the size. */
+		/* All flags other than the size. */
 		~((unsigned long)MAP_HUGE_MASK << MAP_HUGE_SHIFT),
 	};
 	unsigned long size;
@@ -423,8 +425,8 @@ static void parse_flags(struct kunit *test)
 }
 
 /*
- * Consecutive addresses are backed by consecutive zero pages, granule by granule, where
- * a VMA is tagged. Everybody else has one zero page.
+ * In a tagged VMA, consecutive zero pages back the consecutive addresses of
+ * each granule. Any other VMA has one zero page.
  */
 static void zero_block(struct kunit *test)
 {
@@ -505,8 +507,8 @@ static pte_t young_and_dirty(pte_t pte)
 }
 
 /*
- * Change one of the PTEs of a run, each in turn, and expect that it is a run
- * still or not. Change them all and expect that it is one.
+ * Change each PTE of a run in turn, and expect that the PTEs are still a run or
+ * not. Change all of them, and expect a run.
  */
 static void expect_change(struct kunit *test, pte_t *ptep, change_pte_fn change,
 			  bool run)
@@ -530,7 +532,7 @@ static void expect_change(struct kunit *test, pte_t *ptep, change_pte_fn change,
 	KUNIT_EXPECT_TRUE(test, page_granule_ptes_run(ptep));
 }
 
-/* A run begins at a multiple of 16, wherever in the table and in memory. */
+/* A run begins at a multiple of 16, both in the table and in memory. */
 static void run_alignment(struct kunit *test)
 {
 	pte_t *table = made_up_table(test);
@@ -604,7 +606,7 @@ static void run_wrong_pfn(struct kunit *test)
 		}
 	}
 
-	/* All the same, and backwards. */
+	/* The same page 16 times, and 16 pages backwards. */
 	for (i = 0; i < PAGE_GRANULE_NR; i++)
 		ptep[i] = made_up_pte(MADE_UP_PFN);
 	KUNIT_EXPECT_FALSE(test, page_granule_ptes_run(ptep));
@@ -640,7 +642,7 @@ static void run_uffd(struct kunit *test)
 	if (!pte_uffd(pte_mkuffd(made_up_pte(MADE_UP_PFN))))
 		kunit_skip(test, "needs CONFIG_HAVE_ARCH_USERFAULTFD_WP");
 
-	/* Write-protected before, so that the one bit is all that changes. */
+	/* Write-protect first, so that only the one bit changes. */
 	fill_run(ptep, MADE_UP_PFN);
 	for (i = 0; i < PAGE_GRANULE_NR; i++)
 		ptep[i] = pte_wrprotect(ptep[i]);
@@ -660,7 +662,7 @@ static void run_accessed_dirty(struct kunit *test)
 	expect_change(test, ptep, young_and_dirty, true);
 }
 
-/* The NUMA balancing fault takes them away, yet they are present. */
+/* NUMA balancing makes PTEs protnone, but they stay present. */
 static void run_protnone(struct kunit *test)
 {
 	pte_t *ptep = made_up_table(test);
@@ -719,7 +721,7 @@ static void run_contpte(struct kunit *test)
 		expect_change(test, ptep, changes[i], true);
 	}
 
-	/* Protected as a whole. */
+	/* Write-protect the whole block. */
 	for (i = 0; i < PAGE_GRANULE_NR; i++)
 		ptep[i] = pte_wrprotect(ptep[i]);
 	KUNIT_EXPECT_TRUE(test, page_granule_ptes_run(ptep));
@@ -731,7 +733,7 @@ static void run_contpte(struct kunit *test)
 }
 #endif /* CONFIG_ARM64_CONTPTE */
 
-/* What the made-up PTEs of a granule at SZ_4G say about it. */
+/* Return the state of a granule at SZ_4G that has made-up PTEs. */
 static enum page_granule_state made_up_state(struct kunit *test, pte_t *ptep)
 {
 	struct vm_area_struct *vma;
@@ -746,7 +748,7 @@ static void state_empty(struct kunit *test)
 
 	KUNIT_EXPECT_EQ(test, made_up_state(test, ptep), PAGE_GRANULE_EMPTY);
 
-	/* Whatever follows. */
+	/* The PTEs behind the granule do not matter. */
 	fill_run(ptep + PAGE_GRANULE_NR, MADE_UP_PFN);
 	KUNIT_EXPECT_EQ(test, made_up_state(test, ptep), PAGE_GRANULE_EMPTY);
 }
@@ -784,7 +786,7 @@ static void state_swap(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, made_up_state(test, ptep), PAGE_GRANULE_BROKEN);
 }
 
-/* The zero pages are in no folio, but in order they are a run. */
+/* The zero pages are not in a folio, but in order they are a run. */
 static void state_zero(struct kunit *test)
 {
 	pte_t *ptep = made_up_table(test);
@@ -795,7 +797,7 @@ static void state_zero(struct kunit *test)
 						PAGE_READONLY));
 	KUNIT_EXPECT_EQ(test, made_up_state(test, ptep), PAGE_GRANULE_WHOLE);
 
-	/* One zero page for all of them is what other VMAs get. */
+	/* Other VMAs map the same zero page 16 times. */
 	for (i = 0; i < PAGE_GRANULE_NR; i++)
 		ptep[i] = pte_mkspecial(pfn_pte(zero_pfn(0), PAGE_READONLY));
 	KUNIT_EXPECT_EQ(test, made_up_state(test, ptep), PAGE_GRANULE_BROKEN);
@@ -807,7 +809,7 @@ static unsigned int zero_batch(struct vm_area_struct *vma, unsigned long addr,
 	return page_granule_zero_batch(vma, addr, ptep, ptep_get(ptep), max_nr);
 }
 
-/* Zero pages are treated as one only if they are those of all of one granule. */
+/* Zero pages form a batch only if they populate a whole granule. */
 static void zero_batches(struct kunit *test)
 {
 	pte_t *ptep = made_up_table(test);
@@ -821,7 +823,7 @@ static void zero_batches(struct kunit *test)
 						PAGE_READONLY));
 	KUNIT_EXPECT_EQ(test, zero_batch(vma, addr, ptep, PAGE_GRANULE_NR),
 			PAGE_GRANULE_NR);
-	/* Not more than one granule, nor a part of one. */
+	/* A batch is not more than one granule, nor a part of one. */
 	KUNIT_EXPECT_EQ(test, zero_batch(vma, addr, ptep, 2 * PAGE_GRANULE_NR),
 			PAGE_GRANULE_NR);
 	KUNIT_EXPECT_EQ(test, zero_batch(vma, addr, ptep, PAGE_GRANULE_NR - 1), 1);
@@ -829,7 +831,7 @@ static void zero_batches(struct kunit *test)
 		KUNIT_EXPECT_EQ(test, zero_batch(vma, addr + i * PAGE_SIZE,
 						 ptep + i, PAGE_GRANULE_NR), 1);
 
-	/* Those that KSM has merged are dirty, and are counted one by one. */
+	/* Zero pages that KSM has merged are dirty, and count one by one. */
 	for (i = 0; i < PAGE_GRANULE_NR; i++) {
 		const pte_t pte = ptep[i];
 
@@ -840,7 +842,7 @@ static void zero_batches(struct kunit *test)
 		ptep[i] = pte;
 	}
 
-	/* Nor without a tag. */
+	/* Nor is there a batch without a tag. */
 	vma->flags = EMPTY_VMA_FLAGS;
 	KUNIT_EXPECT_EQ(test, zero_batch(vma, addr, ptep, PAGE_GRANULE_NR), 1);
 }
@@ -880,7 +882,7 @@ static void state_folio(struct kunit *test)
 		ptep[i] = pte;
 	}
 
-	/* A quarter of a larger folio is as good, whichever of them. */
+	/* Each quarter of a larger folio is as good. */
 	pfn = folio_pfn(get_folio(test, PAGE_GRANULE_ORDER + 2));
 	for (i = 0; i < 4; i++) {
 		fill_run(ptep, pfn + i * PAGE_GRANULE_NR);
@@ -888,7 +890,7 @@ static void state_folio(struct kunit *test)
 				    PAGE_GRANULE_WHOLE, "quarter %d", i);
 	}
 
-	/* 16 pages of it, but not from a multiple of 16 on. */
+	/* A run that begins elsewhere in the folio is not whole. */
 	fill_run(ptep, pfn + 1);
 	KUNIT_EXPECT_EQ(test, made_up_state(test, ptep), PAGE_GRANULE_BROKEN);
 }
@@ -899,7 +901,7 @@ static unsigned int batch(struct vm_area_struct *vma, unsigned long addr,
 	return page_granule_batch(vma, addr, ptep, ptep_get(ptep), max_nr);
 }
 
-/* A walk takes 16 PTEs for one only where a whole granule begins. */
+/* A walk treats 16 PTEs as one only where a whole granule begins. */
 static void batches(struct kunit *test)
 {
 	pte_t *ptep = made_up_table(test);
@@ -914,7 +916,7 @@ static void batches(struct kunit *test)
 	pfn = folio_pfn(get_folio(test, PAGE_GRANULE_ORDER + 1));
 	fill_run(ptep, pfn);
 	fill_run(ptep + PAGE_GRANULE_NR, pfn + PAGE_GRANULE_NR);
-	/* One granule, not as much as the folio has. */
+	/* A batch is one granule, even if the folio is larger. */
 	KUNIT_EXPECT_EQ(test, batch(vma, addr, ptep, SPAN_PAGES),
 			PAGE_GRANULE_NR);
 	KUNIT_EXPECT_EQ(test, batch(vma, addr, ptep, PAGE_GRANULE_NR),
@@ -925,7 +927,7 @@ static void batches(struct kunit *test)
 				    batch(vma, addr + i * PAGE_SIZE, ptep + i,
 					  PAGE_GRANULE_NR), "entry %d", i);
 
-	/* Whichever entry it is that differs. */
+	/* It does not matter which entry differs. */
 	for (i = 0; i < PAGE_GRANULE_NR; i++) {
 		const pte_t pte = ptep[i];
 
@@ -956,8 +958,8 @@ static void batches(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, batch(vma, addr, ptep, PAGE_GRANULE_NR), 1);
 
 	/*
-	 * The zero pages are alike as well, unless KSM has been there. They are
-	 * soft-dirty because pte_mkdirty() makes one so.
+	 * Zero pages form a batch, too, unless KSM has merged one. Make them
+	 * soft-dirty first, because pte_mkdirty() does so.
 	 */
 	vma->flags = VMA_DEFAULT_TAGGED;
 	for (i = 0; i < PAGE_GRANULE_NR; i++) {
@@ -983,7 +985,7 @@ static void free_block(void *page)
 	__free_pages(page, PAGE_GRANULE_ORDER);
 }
 
-/* Consecutive pages that are no folio can be reclaimed one by one. */
+/* Reclaim can take consecutive pages one by one if they are not a folio. */
 static void state_pages(struct kunit *test)
 {
 	pte_t *ptep = made_up_table(test);
@@ -1010,7 +1012,7 @@ static pte_t installed_pte(pte_t pte)
 #endif
 }
 
-/* The checker sees what is wrong at any of the entries, and nothing else. */
+/* The checker finds an error at any of the entries, and nothing else. */
 static void check(struct kunit *test)
 {
 	struct vm_area_struct *vma;
@@ -1019,28 +1021,28 @@ static void check(struct kunit *test)
 	int i;
 
 	vma = made_up_vma(test, VMA_CONTRACT, SZ_4G, SZ_4G + SPAN_SIZE);
-	KUNIT_EXPECT_NULL(test, page_granule_check_ptes(vma, SZ_4G, ptep));
+	KUNIT_EXPECT_NULL(test, page_granule_verify_ptes(vma, SZ_4G, ptep));
 
 	pfn = folio_pfn(get_folio(test, PAGE_GRANULE_ORDER));
 	for (i = 0; i < PAGE_GRANULE_NR; i++)
 		ptep[i] = installed_pte(made_up_pte(pfn + i));
-	KUNIT_EXPECT_NULL(test, page_granule_check_ptes(vma, SZ_4G, ptep));
+	KUNIT_EXPECT_NULL(test, page_granule_verify_ptes(vma, SZ_4G, ptep));
 
 	for (i = 0; i < PAGE_GRANULE_NR; i++) {
 		const pte_t pte = ptep[i];
 
 		ptep[i] = __pte(0);
 		KUNIT_EXPECT_STREQ_MSG(test, "populated in part",
-				       page_granule_check_ptes(vma, SZ_4G, ptep),
+				       page_granule_verify_ptes(vma, SZ_4G, ptep),
 				       "entry %d", i);
 		ptep[i] = pte_wrprotect(pte);
 		KUNIT_EXPECT_STREQ_MSG(test, "one folio, but the PTEs differ",
-				       page_granule_check_ptes(vma, SZ_4G, ptep),
+				       page_granule_verify_ptes(vma, SZ_4G, ptep),
 				       "entry %d", i);
-		/* Wherever it is, it counts as populated. */
+		/* A swapped out page counts as populated. */
 		ptep[i] = swp_entry_to_pte(swp_entry(0, 1));
 		KUNIT_EXPECT_NULL_MSG(test,
-				      page_granule_check_ptes(vma, SZ_4G, ptep),
+				      page_granule_verify_ptes(vma, SZ_4G, ptep),
 				      "entry %d", i);
 		ptep[i] = pte;
 	}
@@ -1048,7 +1050,7 @@ static void check(struct kunit *test)
 #ifdef CONFIG_ARM64_CONTPTE
 	fill_run(ptep, pfn);
 	KUNIT_EXPECT_STREQ(test, "a run, but not marked contiguous",
-			   page_granule_check_ptes(vma, SZ_4G, ptep));
+			   page_granule_verify_ptes(vma, SZ_4G, ptep));
 #endif
 }
 #endif /* CONFIG_DEBUG_PAGE_GRANULE */
@@ -1057,7 +1059,7 @@ static void check(struct kunit *test)
  * A real address space, in which this thread is the only one.
  */
 
-/* What the page table says about one granule. */
+/* The state of one granule in the page table. */
 struct granule_seen {
 	enum page_granule_state state;
 	unsigned long pfn;	/* of the first entry */
@@ -1067,7 +1069,7 @@ struct granule_seen {
 	unsigned int cont;	/* ... and that have the contiguous bit */
 };
 
-/* Only what modules may use. The mmap lock keeps the page table where it is. */
+/* This only uses what modules may use. The mmap lock keeps the page table. */
 static pte_t *lock_pte(struct mm_struct *mm, unsigned long addr,
 		       spinlock_t **ptlp)
 {
@@ -1093,7 +1095,7 @@ static pte_t *lock_pte(struct mm_struct *mm, unsigned long addr,
 	return pte_offset_kernel(pmd, addr);
 }
 
-/* The bit itself, as it is in memory: nothing is inferred. */
+/* Read the bit itself from memory, and infer nothing. */
 static bool pte_is_contiguous(pte_t *ptep)
 {
 #ifdef CONFIG_ARM64_CONTPTE
@@ -1103,7 +1105,7 @@ static bool pte_is_contiguous(pte_t *ptep)
 #endif
 }
 
-/* Look at the block at @addr. Nothing fails in here, where locks are held. */
+/* Look at the block at @addr. Make no assertions here, with locks held. */
 static struct granule_seen look(unsigned long addr)
 {
 	struct granule_seen seen = { .state = PAGE_GRANULE_EMPTY };
@@ -1158,7 +1160,7 @@ static void expect_whole(struct kunit *test, unsigned long addr, bool zero)
 		KUNIT_EXPECT_EQ(test, seen.cont, PAGE_GRANULE_NR);
 }
 
-/* A block in which only some pages have been touched, one by one. */
+/* Expect a block with only some pages, touched one by one. */
 static void expect_broken(struct kunit *test, unsigned long addr,
 			  unsigned int present)
 {
@@ -1169,7 +1171,7 @@ static void expect_broken(struct kunit *test, unsigned long addr,
 	KUNIT_EXPECT_EQ(test, seen.cont, 0);
 }
 
-/* Map anonymous memory, less than a huge page of it. */
+/* Map anonymous memory, less than a huge page. */
 static unsigned long map(struct kunit *test, unsigned long addr,
 			 unsigned long len, unsigned long flags)
 {
@@ -1186,7 +1188,7 @@ static unsigned long map(struct kunit *test, unsigned long addr,
 	return ret;
 }
 
-/* A contract VMA of three granules. */
+/* Map a contract VMA of three granules. */
 static unsigned long map_contract(struct kunit *test)
 {
 	unsigned long addr = map(test, 0, SPAN_SIZE, MAP_GRANULE_64KB);
@@ -1195,7 +1197,7 @@ static unsigned long map_contract(struct kunit *test)
 	return addr;
 }
 
-/* A default-tagged VMA of @pages pages, @skip pages into a free span. */
+/* Map a default-tagged VMA of @pages pages, @skip pages into a free span. */
 static unsigned long map_default(struct kunit *test, int skip, int pages)
 {
 	unsigned long addr = map_contract(test);
@@ -1223,7 +1225,7 @@ static u8 read_byte(struct kunit *test, unsigned long addr)
 	return value;
 }
 
-/* The granule at @addr reads as zero, but for one byte. */
+/* Expect that the granule at @addr reads as zero, except for one byte. */
 static void expect_contents(struct kunit *test, unsigned long addr,
 			    unsigned long offset, u8 value)
 {
@@ -1262,7 +1264,7 @@ static void mm_write(struct kunit *test)
 		KUNIT_EXPECT_EQ(test, anon_pages(), PAGE_GRANULE_NR);
 		expect_contents(test, granule, offset, 0xa5);
 
-		/* Or the next mapping would have neighbours. */
+		/* The next mapping must not have neighbours. */
 		KUNIT_ASSERT_EQ(test, vm_munmap(addr, SPAN_SIZE), 0);
 		KUNIT_EXPECT_EQ(test, anon_pages(), 0);
 	}
@@ -1291,7 +1293,7 @@ static void mm_read(struct kunit *test)
 	}
 }
 
-/* The first write to any page replaces all of the zero block. */
+/* The first write to any page replaces the whole zero block. */
 static void mm_write_after_read(struct kunit *test)
 {
 	int page;
@@ -1301,7 +1303,7 @@ static void mm_write_after_read(struct kunit *test)
 		const unsigned long granule = addr + PAGE_GRANULE_SIZE;
 		const unsigned long offset = page * PAGE_SIZE + 321;
 
-		/* The neighbours are to stay as they are. */
+		/* The neighbours must stay as they are. */
 		KUNIT_EXPECT_EQ(test, read_byte(test, addr), 0);
 		KUNIT_EXPECT_EQ(test, read_byte(test, granule), 0);
 		expect_whole(test, granule, true);
@@ -1324,7 +1326,7 @@ static void mm_write_after_read(struct kunit *test)
  *   0         64K       128K      192K
  *   |   *******|*********|******   |
  *
- * They are populated in base pages, what is between them as a granule.
+ * Base pages populate these two; a granule populates the block between them.
  */
 static void mm_default_bounds(struct kunit *test)
 {
@@ -1352,7 +1354,7 @@ static void mm_default_bounds(struct kunit *test)
 	}
 }
 
-/* The same for reads: one zero page each. */
+/* Reads map one zero page each to the blocks that are cut off. */
 static void mm_default_bounds_read(struct kunit *test)
 {
 	const unsigned long addr = map_default(test, 1, SPAN_PAGES - 2);
@@ -1368,7 +1370,7 @@ static void mm_default_bounds_read(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, anon_pages(), 0);
 }
 
-/* mmap() of private memory, at an address that there is room at. */
+/* mmap() anonymous memory at an address that has room for it. */
 static long try_map(unsigned long addr, unsigned long len, unsigned long type,
 		    unsigned long flags)
 {
@@ -1381,7 +1383,7 @@ static long try_map(unsigned long addr, unsigned long len, unsigned long type,
 	return IS_ERR_VALUE(ret) ? (long)ret : 0;
 }
 
-/* A length that would be rounded up is refused, as an address is. */
+/* A length that is not a multiple of 64 KiB is refused, like an address. */
 static void mm_contract_length(struct kunit *test)
 {
 	const unsigned long addr = map_contract(test);
@@ -1417,7 +1419,7 @@ static void mm_contract_length(struct kunit *test)
 				MAP_GRANULE_64KB));
 }
 
-/* The VMA flags of what mmap() has made at an address. */
+/* Return the VMA flags of the mapping at an address. */
 static vma_flags_t flags_at(struct kunit *test, unsigned long addr)
 {
 	struct mm_struct *mm = current->mm;
@@ -1433,7 +1435,7 @@ static vma_flags_t flags_at(struct kunit *test, unsigned long addr)
 	return flags;
 }
 
-/* A stack of a thread is tagged if that is asked for, and then may be whole. */
+/* The stack of a thread is tagged on request, and can then have folios. */
 static void mm_stack(struct kunit *test)
 {
 	vma_flags_t flags;
@@ -1476,7 +1478,7 @@ static void mm_droppable(struct kunit *test)
 	KUNIT_EXPECT_FALSE(test, vma_flags_test(&flags, VMA_GRANULE_BIT));
 }
 
-/* An address space of 32 bits is offered no granule, whatever it inherits. */
+/* A 32-bit address space is not offered granules, whatever it inherits. */
 static void mm_32bit(struct kunit *test)
 {
 	struct mm_struct *mm;
@@ -1494,7 +1496,7 @@ static void mm_32bit(struct kunit *test)
 
 	KUNIT_EXPECT_EQ(test, -EOPNOTSUPP,
 			try_map(0, SPAN_SIZE, MAP_PRIVATE, MAP_GRANULE_64KB));
-	/* What means nothing does so everywhere. */
+	/* Invalid arguments stay invalid. */
 	KUNIT_EXPECT_EQ(test, -EINVAL,
 			try_map(0, PAGE_SIZE, MAP_PRIVATE, MAP_GRANULE_64KB));
 	KUNIT_EXPECT_EQ(test, 0,
@@ -1508,8 +1510,8 @@ static void mm_32bit(struct kunit *test)
 }
 
 /*
- * Default-tagged mappings whose length is no multiple of a granule are placed
- * as they are without a tag: each below the one before, so that all are one VMA.
+ * Default-tagged mappings with a length that is not a multiple of 64 KiB are
+ * placed like untagged ones: side by side, so that they are one VMA.
  */
 static void mm_neighbours_merge(struct kunit *test)
 {
@@ -1533,12 +1535,12 @@ static void mm_neighbours_merge(struct kunit *test)
 	KUNIT_EXPECT_PTR_EQ(test, vma, vma_lookup(mm, addr));
 	mmap_read_unlock(mm);
 
-	/* One that has a multiple is aligned. */
+	/* A multiple of 64 KiB is aligned. */
 	addr = map(test, 0, PAGE_GRANULE_SIZE, 0);
 	KUNIT_EXPECT_TRUE(test, IS_ALIGNED(addr, PAGE_GRANULE_SIZE));
 }
 
-/* A hole that fits exactly is used again. There is none before it that does. */
+/* A hole that fits exactly is used again. No hole before it fits. */
 static void mm_exact_hole(struct kunit *test)
 {
 	const unsigned long addr = map_contract(test);
@@ -1549,7 +1551,7 @@ static void mm_exact_hole(struct kunit *test)
 			map(test, 0, PAGE_GRANULE_SIZE, MAP_GRANULE_64KB));
 }
 
-/* Who has not asked for a granule, or opted out, gets a page. */
+/* A process that has not asked for granules, or has opted out, gets a page. */
 static void mm_untagged(struct kunit *test)
 {
 	unsigned long addr, granule;
@@ -1584,7 +1586,7 @@ static void mm_contract_munmap(struct kunit *test)
 		KUNIT_EXPECT_EQ(test, vm_munmap(granule + len,
 						PAGE_GRANULE_SIZE - len),
 				-EINVAL);
-		/* Neither does an end that is a multiple of 64 KiB help. */
+		/* A start at a multiple of 64 KiB does not help. */
 		KUNIT_EXPECT_EQ(test, vm_munmap(addr, PAGE_GRANULE_SIZE + len),
 				-EINVAL);
 		expect_whole(test, granule, false);
@@ -1595,8 +1597,8 @@ static void mm_contract_munmap(struct kunit *test)
 }
 
 /*
- * On a default-tagged VMA it is legal. What remains is no run, and the CPU must
- * not be told that it is one.
+ * The same call is legal on a default-tagged VMA. The rest of the granule is
+ * not a run, and must not be marked as one.
  */
 static void mm_default_munmap(struct kunit *test)
 {
@@ -1666,8 +1668,8 @@ static void mm_check_range(struct kunit *test)
 }
 
 /*
- * Which whole granules are not wholly in a range, for all ranges over two whole
- * granules and an empty one.
+ * Find the whole granules that are cut by each range over two whole granules
+ * and an empty one.
  */
 static void mm_cuts_whole(struct kunit *test)
 {
@@ -1693,9 +1695,9 @@ static void mm_cuts_whole(struct kunit *test)
 				expected = 1;
 
 			mmap_read_lock(mm);
-			cuts = page_granule_cuts_whole(find_vma(mm, addr),
-						       addr + start * PAGE_SIZE,
-						       addr + end * PAGE_SIZE);
+			cuts = page_granule_cut_ends(find_vma(mm, addr),
+						     addr + start * PAGE_SIZE,
+						     addr + end * PAGE_SIZE);
 			mmap_read_unlock(mm);
 			KUNIT_ASSERT_EQ_MSG(test, hweight32(cuts), expected,
 					    "pages %d to %d", start, end);
@@ -1703,12 +1705,12 @@ static void mm_cuts_whole(struct kunit *test)
 	}
 }
 
-/* A contract VMA of shared anonymous memory, of three granules. */
+/* Map shared anonymous memory as a contract VMA of three granules. */
 static unsigned long map_shared(struct kunit *test)
 {
 	unsigned long addr = map(test, 0, SPAN_SIZE, MAP_GRANULE_64KB);
 
-	/* There for its address, and for what map() prepares. */
+	/* It only provided the address, and the preparations of map(). */
 	KUNIT_ASSERT_EQ(test, vm_munmap(addr, SPAN_SIZE), 0);
 	KUNIT_ASSERT_EQ(test, addr,
 			kunit_vm_mmap(test, NULL, addr, SPAN_SIZE,
@@ -1718,7 +1720,7 @@ static unsigned long map_shared(struct kunit *test)
 	return addr;
 }
 
-/* Shared memory is populated in the same way. */
+/* A write populates a granule of shared memory, too. */
 static void mm_shared(struct kunit *test)
 {
 	int page;
@@ -1741,7 +1743,7 @@ static void mm_shared(struct kunit *test)
 	}
 }
 
-/* A read too, and the memory is there to be written to. */
+/* A read populates all of it as well, for later writes. */
 static void mm_shared_read(struct kunit *test)
 {
 	unsigned long addr, granule;
@@ -1759,8 +1761,8 @@ static void mm_shared_read(struct kunit *test)
 }
 
 /*
- * A write whose fault comes to nothing, because that of a read was faster and has
- * mapped the granule writable, makes no difference between the pages either.
+ * A write fault may find that a read fault was faster and has mapped the
+ * granule writable. It must not make the pages of the run differ.
  */
 static void mm_write_after_race(struct kunit *test)
 {
@@ -1785,7 +1787,7 @@ static void mm_write_after_race(struct kunit *test)
 }
 
 #if IS_BUILTIN(CONFIG_PAGE_GRANULE_KUNIT_TEST) && defined(CONFIG_MIGRATION)
-/* What try_to_migrate() does, but pages differ in having been accessed. */
+/* Do as try_to_migrate(), but make accessed and dirty bits differ. */
 static struct folio *make_migration_entries(unsigned long addr)
 {
 	struct mm_struct *mm = current->mm;
@@ -1848,7 +1850,7 @@ static bool unmap_page(unsigned long addr)
 	return ptep;
 }
 
-/* Assert that a granule is marked again when what was missing is mapped. */
+/* Assert that a granule is marked again when its missing page is mapped. */
 static void mm_filled(struct kunit *test)
 {
 	unsigned long granule;
@@ -1860,13 +1862,13 @@ static void mm_filled(struct kunit *test)
 	write_byte(test, granule, 7);
 	expect_whole(test, granule, false);
 	KUNIT_ASSERT_TRUE(test, unmap_page(granule + 3 * PAGE_SIZE));
-	/* In one folio, as the others, but neither the last nor with them. */
+	/* The page is in the same folio, but mapped alone, and not the last. */
 	write_byte(test, granule + 3 * PAGE_SIZE, 8);
 	expect_whole(test, granule, false);
 	KUNIT_EXPECT_EQ(test, read_byte(test, granule), 7);
 }
 
-/* Assert that a granule that was accessed in part is a run after migration. */
+/* Assert that a granule accessed in part is a run after migration. */
 static void mm_migrate(struct kunit *test)
 {
 	unsigned long granule = map_contract(test);
@@ -1874,7 +1876,7 @@ static void mm_migrate(struct kunit *test)
 
 	write_byte(test, granule + PAGE_SIZE, 7);
 	expect_whole(test, granule, false);
-	/* Migration of these pages ends in failure, and puts them back. */
+	/* The migration of these pages fails, which puts them back. */
 	folio = make_migration_entries(granule);
 	KUNIT_ASSERT_NOT_NULL(test, folio);
 	folio_lock(folio);

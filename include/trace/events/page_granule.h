@@ -100,7 +100,7 @@ DECLARE_EVENT_CLASS(page_granule_addr,
 );
 
 /**
- * page_granule_split - called when a whole granule is about to be cut
+ * page_granule_split - called when a whole granule breaks or is about to
  * @mm: address space
  * @addr: start of the granule
  */
@@ -112,7 +112,7 @@ DEFINE_EVENT(page_granule_addr, page_granule_split,
 );
 
 /**
- * page_granule_repair - called when a broken granule has been made whole
+ * page_granule_repair - called when a broken granule has been repaired
  * @mm: address space
  * @addr: start of the granule
  */

@@ -2,11 +2,11 @@
 /*
  * KUnit tests for the splitting of a range into TLBI operations.
  *
- * The operations are given to functions that decode their argument as a CPU
- * would, and follow what is covered. The splitting goes from low addresses to
- * high ones, so each operation has to begin where the last one has ended, and
- * the last one has to end where the range does: no page is left out, and none
- * is flushed that was not to be.
+ * The tests replace the operations by functions that decode their argument as a
+ * CPU would, and track which addresses are covered. Ranges are split in
+ * ascending order. Each operation therefore has to begin where the last one has
+ * ended, and the last one has to end with the range: this flushes all pages of
+ * the range, and no others.
  */
 
 #include <kunit/test.h>
@@ -25,13 +25,13 @@
 /* Starts at each page of one block of the LPA2 alignment, and of the next. */
 #define TEST_STARTS	(2 * SZ_64K / PAGE_SIZE)
 
-/* What is said in __flush_tlb_range_limit_excess(). */
+/* The limit in __flush_tlb_range_limit_excess(). */
 #define MAX_RANGE_OPS	20
 
-/* What a CPU that follows the operations has seen so far. */
+/* The state of a CPU that executes the operations. */
 static struct tlbi_state {
 	u64 next;		/* where the next operation has to begin */
-	u64 stride;		/* bytes that an operation on an address covers */
+	u64 stride;		/* bytes that one operation covers */
 	bool lpa2;
 	bool wrong;
 	unsigned int nr_one;
@@ -101,7 +101,7 @@ static noinline unsigned int flush(struct kunit *test, u64 start, size_t pages,
 	return nr;
 }
 
-/* Flush from each start, and check that it does not take too long. */
+/* Flush from each start, and check the number of operations. */
 static void flush_from_all(struct kunit *test, size_t pages, bool lpa2)
 {
 	int i;
@@ -128,7 +128,7 @@ static void tlbflush_no_range(struct kunit *test)
 	}
 }
 
-/* One that has them, and LPA2 or not: every short length ... */
+/* A CPU with range operations, with or without LPA2: all short lengths ... */
 static void tlbflush_range(struct kunit *test)
 {
 	const bool lpa2 = *(const bool *)test->param_value;
@@ -138,7 +138,7 @@ static void tlbflush_range(struct kunit *test)
 		flush_from_all(test, pages, lpa2);
 }
 
-/* ... and long ones around those where another scale comes in. */
+/* ... and long ones, around those that need another scale. */
 static void tlbflush_range_long(struct kunit *test)
 {
 	const bool lpa2 = *(const bool *)test->param_value;
@@ -157,7 +157,7 @@ static void tlbflush_range_long(struct kunit *test)
 	}
 }
 
-/* Larger pages, at a level that has fewer of them. */
+/* Larger pages, at a higher level. */
 static void tlbflush_stride(struct kunit *test)
 {
 	const bool lpa2 = *(const bool *)test->param_value;
@@ -174,10 +174,10 @@ static void tlbflush_stride(struct kunit *test)
 }
 
 /*
- * An aligned block of 64 KiB, which is a granule, and with base pages of 4 KiB a
- * contiguous block, takes one operation if the CPU has it for a range.
+ * An aligned block of 64 KiB is a contiguous block of 4 KiB pages. It takes one
+ * operation on a CPU with range operations.
  */
-static void tlbflush_granule(struct kunit *test)
+static void tlbflush_contiguous(struct kunit *test)
 {
 	const bool lpa2 = *(const bool *)test->param_value;
 	const size_t pages = SZ_64K / PAGE_SIZE;
@@ -202,7 +202,7 @@ static struct kunit_case tlbflush_cases[] = {
 	KUNIT_CASE_PARAM(tlbflush_range, lpa2_gen_params),
 	KUNIT_CASE_PARAM(tlbflush_range_long, lpa2_gen_params),
 	KUNIT_CASE_PARAM(tlbflush_stride, lpa2_gen_params),
-	KUNIT_CASE_PARAM(tlbflush_granule, lpa2_gen_params),
+	KUNIT_CASE_PARAM(tlbflush_contiguous, lpa2_gen_params),
 	{}
 };
 

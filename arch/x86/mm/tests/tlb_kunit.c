@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * KUnit tests for what a range of addresses is flushed by: what is to be flushed
- * must be, whatever the alignment and the length, and however many entries one
- * INVLPGB takes.
+ * KUnit tests for ranged TLB flushes: they have to cover the range, whatever
+ * its alignment and length, and however many entries one INVLPGB takes.
  */
 
 #include <kunit/test.h>
@@ -19,9 +18,9 @@
 /* Starts at each page of two blocks of 64 KiB. */
 #define TEST_STARTS	(2 * SZ_64K / PAGE_SIZE)
 
-#define GRANULE_PAGES	(SZ_64K / PAGE_SIZE)
+#define BLOCK_PAGES	(SZ_64K / PAGE_SIZE)
 
-/* Twice the ceiling, if that is as it was at boot. */
+/* Twice the default ceiling. */
 #define TEST_ENTRIES	66
 
 static struct flush_tlb_info make_info(unsigned long start, unsigned long nr,
@@ -36,7 +35,7 @@ static struct flush_tlb_info make_info(unsigned long start, unsigned long nr,
 	return info;
 }
 
-/* Up to the ceiling entries are flushed one by one, and no others. */
+/* Up to the ceiling, entries are flushed one by one; above it, all are. */
 static void ceiling_one(struct kunit *test, unsigned long start, unsigned long nr,
 			unsigned int shift)
 {
@@ -65,7 +64,7 @@ static void tlb_ceiling(struct kunit *test)
 	}
 }
 
-/* Flush as broadcast_tlb_flush() does. Returns the number of INVLPGB. */
+/* Flush as broadcast_tlb_flush() does. Returns the number of instructions. */
 static unsigned int broadcast(struct kunit *test, unsigned long start,
 			      unsigned long nr, unsigned int shift,
 			      unsigned long max)
@@ -99,7 +98,7 @@ static void tlb_invlpgb(struct kunit *test)
 	unsigned int shift;
 	int i, j;
 
-	for (max = 1; max <= 2 * GRANULE_PAGES + 1; max++) {
+	for (max = 1; max <= 2 * BLOCK_PAGES + 1; max++) {
 		for (nr = 1; nr <= TEST_ENTRIES; nr++) {
 			for (i = 0; i < TEST_STARTS * ARRAY_SIZE(shifts); i++) {
 				shift = shifts[i % ARRAY_SIZE(shifts)];
@@ -111,29 +110,29 @@ static void tlb_invlpgb(struct kunit *test)
 						DIV_ROUND_UP(nr, max));
 			}
 		}
-		/* It has a bit for the stride, and none for longer ones. */
+		/* INVLPGB has no longer stride. */
 		KUNIT_EXPECT_EQ(test, broadcast(test, TEST_BASE, 3, PUD_SHIFT, max),
 				3);
 	}
 }
 
-/* A granule is one record, and one INVLPGB that takes as much. */
-static void tlb_granule(struct kunit *test)
+/* A block of 64 KiB takes one record, and one INVLPGB that takes 16 entries. */
+static void tlb_block(struct kunit *test)
 {
-	const struct flush_tlb_info info = make_info(TEST_BASE, GRANULE_PAGES,
+	const struct flush_tlb_info info = make_info(TEST_BASE, BLOCK_PAGES,
 						     PAGE_SHIFT);
 
 	KUNIT_EXPECT_EQ(test, info.end - info.start, SZ_64K);
-	KUNIT_EXPECT_EQ(test, broadcast(test, TEST_BASE, GRANULE_PAGES, PAGE_SHIFT,
-					GRANULE_PAGES), 1);
-	KUNIT_EXPECT_EQ(test, broadcast(test, TEST_BASE, GRANULE_PAGES, PAGE_SHIFT,
-					GRANULE_PAGES / 2), 2);
+	KUNIT_EXPECT_EQ(test, broadcast(test, TEST_BASE, BLOCK_PAGES, PAGE_SHIFT,
+					BLOCK_PAGES), 1);
+	KUNIT_EXPECT_EQ(test, broadcast(test, TEST_BASE, BLOCK_PAGES, PAGE_SHIFT,
+					BLOCK_PAGES / 2), 2);
 }
 
 static struct kunit_case tlb_cases[] = {
 	KUNIT_CASE(tlb_ceiling),
 	KUNIT_CASE(tlb_invlpgb),
-	KUNIT_CASE(tlb_granule),
+	KUNIT_CASE(tlb_block),
 	{}
 };
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Page granule: the prctl, what of it lasts over fork and exec, and what /proc
- * and sysfs show. The mmap flags are in page_granule_mmap.c.
+ * Page granule: the prctl, what fork and exec keep of it, and what /proc and
+ * sysfs show. page_granule_mmap.c tests the mmap flags.
  */
 #define _GNU_SOURCE
 #include "kselftest_harness.h"
@@ -31,7 +31,7 @@
 #define UID_SETUID	1
 #define UID_CALLER	65534
 
-/* What a program started by execve found; see report_main(). */
+/* A program started by execve reports this; see report_main(). */
 struct exec_report {
 	long mmap;
 	long exec;
@@ -118,19 +118,21 @@ static int report_after_exec(const char *path, uid_t uid, unsigned long mmap_siz
 	return ret;
 }
 
-FIXTURE(page_granule_prctl)
+FIXTURE(page_granule_abi_prctl)
 {
 };
 
-FIXTURE_SETUP(page_granule_prctl)
+FIXTURE_SETUP(page_granule_abi_prctl)
 {
-	/* Whatever the shell or the runner was given, start from the default. */
+	/*
+	 * Whatever the shell or the runner was given, start from the default.
+	 */
 	ASSERT_EQ(granule_set_enabled(true), 0);
 	ASSERT_EQ(granule_set(PR_GRANULE_MMAP, BASE_SIZE), 0);
 	ASSERT_EQ(granule_set(PR_GRANULE_EXEC, BASE_SIZE), 0);
 }
 
-FIXTURE_TEARDOWN(page_granule_prctl)
+FIXTURE_TEARDOWN(page_granule_abi_prctl)
 {
 	EXPECT_TRUE(granule_invariants_hold());
 	/* May fail where a test has dropped its privileges; main() restores. */
@@ -138,7 +140,7 @@ FIXTURE_TEARDOWN(page_granule_prctl)
 }
 
 /* Assert that GET returns in bytes what SET was given, scope by scope. */
-TEST_F(page_granule_prctl, get_returns_what_was_set)
+TEST_F(page_granule_abi_prctl, get_returns_what_was_set)
 {
 	ASSERT_EQ(granule_get(PR_GRANULE_MMAP), BASE_SIZE);
 	ASSERT_EQ(granule_get(PR_GRANULE_EXEC), BASE_SIZE);
@@ -154,7 +156,7 @@ TEST_F(page_granule_prctl, get_returns_what_was_set)
 }
 
 /* Assert that a size of 0 means 4096 on SET. */
-TEST_F(page_granule_prctl, zero_means_base_page)
+TEST_F(page_granule_abi_prctl, zero_means_base_page)
 {
 	unsigned long scope;
 
@@ -166,7 +168,7 @@ TEST_F(page_granule_prctl, zero_means_base_page)
 }
 
 /* Assert that SET refuses every size but 0, 4096 and 65536 with EINVAL. */
-TEST_F(page_granule_prctl, set_unknown_size)
+TEST_F(page_granule_abi_prctl, set_unknown_size)
 {
 	static const unsigned long sizes[] = {
 		1, 4095, 4097, 8192, 16384, 32768, 65535, 65537, 131072,
@@ -187,7 +189,7 @@ TEST_F(page_granule_prctl, set_unknown_size)
 }
 
 /* Assert that an unknown scope is EINVAL for SET and GET. */
-TEST_F(page_granule_prctl, unknown_scope)
+TEST_F(page_granule_abi_prctl, unknown_scope)
 {
 	static const unsigned long scopes[] = {
 		2, 3, 100, -1UL, 1UL << 31, 1UL << 32, (1UL << 32) | 1,
@@ -205,7 +207,7 @@ TEST_F(page_granule_prctl, unknown_scope)
 }
 
 /* Assert that a non-zero unused argument is EINVAL and sets nothing. */
-TEST_F(page_granule_prctl, unused_arguments)
+TEST_F(page_granule_abi_prctl, unused_arguments)
 {
 	static const unsigned long values[] = { 1, BASE_SIZE, -1UL, 1UL << 32 };
 	unsigned long scope, val;
@@ -235,10 +237,10 @@ TEST_F(page_granule_prctl, unused_arguments)
 }
 
 /*
- * Assert that the scope that is reserved for the 64 KiB ABI is EINVAL whatever the
- * size: a program that could set it would take it for offered.
+ * Assert that the scope reserved for the 64 KiB ABI is EINVAL whatever the
+ * size. A program that could set it would believe that the kernel has that ABI.
  */
-TEST_F(page_granule_prctl, abi_not_offered)
+TEST_F(page_granule_abi_prctl, abi_not_offered)
 {
 	EXPECT_EQ(granule_set(SCOPE_ABI, GRANULE_SIZE), -EINVAL);
 	EXPECT_EQ(granule_set(SCOPE_ABI, BASE_SIZE), -EINVAL);
@@ -247,7 +249,7 @@ TEST_F(page_granule_prctl, abi_not_offered)
 }
 
 /* Assert that enabled=0 makes 65536 EOPNOTSUPP and leaves the rest alone. */
-TEST_F(page_granule_prctl, switched_off)
+TEST_F(page_granule_abi_prctl, switched_off)
 {
 	unsigned long scope;
 
@@ -257,7 +259,7 @@ TEST_F(page_granule_prctl, switched_off)
 		EXPECT_EQ(granule_get(scope), BASE_SIZE);
 		EXPECT_EQ(granule_set(scope, BASE_SIZE), 0);
 		EXPECT_EQ(granule_set(scope, 0), 0);
-		/* What was wrong stays wrong, and is reported as such. */
+		/* A wrong call stays wrong, and is reported as such. */
 		EXPECT_EQ(granule_set(scope, 8192), -EINVAL);
 	}
 	EXPECT_EQ(granule_set(SCOPE_ABI, GRANULE_SIZE), -EINVAL);
@@ -267,7 +269,7 @@ TEST_F(page_granule_prctl, switched_off)
 }
 
 /* Assert that fork keeps both scopes, and a child's change stays its own. */
-TEST_F(page_granule_prctl, fork_keeps)
+TEST_F(page_granule_abi_prctl, fork_keeps)
 {
 	int status;
 	pid_t pid;
@@ -292,7 +294,7 @@ TEST_F(page_granule_prctl, fork_keeps)
 }
 
 /* Assert that a vfork child, which shares the mm, changes its parent's. */
-TEST_F(page_granule_prctl, vfork_shares)
+TEST_F(page_granule_abi_prctl, vfork_shares)
 {
 	int status;
 	pid_t pid;
@@ -315,7 +317,7 @@ static void *set_both_scopes(void *ret)
 }
 
 /* Assert that threads share one setting. */
-TEST_F(page_granule_prctl, threads_share)
+TEST_F(page_granule_abi_prctl, threads_share)
 {
 	pthread_t thread;
 	int ret = -1;
@@ -328,7 +330,7 @@ TEST_F(page_granule_prctl, threads_share)
 }
 
 /* Assert that execve resets MMAP to 4096 where EXEC does not ask for more. */
-TEST_F(page_granule_prctl, exec_resets_mmap)
+TEST_F(page_granule_abi_prctl, exec_resets_mmap)
 {
 	struct exec_report report;
 
@@ -338,8 +340,10 @@ TEST_F(page_granule_prctl, exec_resets_mmap)
 	EXPECT_EQ(report.tagged, 0);
 }
 
-/* Assert that EXEC becomes MMAP in the new program, and lasts over two execs. */
-TEST_F(page_granule_prctl, exec_scope_starts_programs)
+/*
+ * Assert that EXEC becomes MMAP in the new program, and lasts over two execs.
+ */
+TEST_F(page_granule_abi_prctl, exec_scope_starts_programs)
 {
 	struct exec_report report;
 
@@ -355,7 +359,7 @@ TEST_F(page_granule_prctl, exec_scope_starts_programs)
 }
 
 /* Assert that EXEC=4096 starts a program with 4096 whatever MMAP was. */
-TEST_F(page_granule_prctl, exec_scope_base_page)
+TEST_F(page_granule_abi_prctl, exec_scope_base_page)
 {
 	struct exec_report report;
 
@@ -367,7 +371,7 @@ TEST_F(page_granule_prctl, exec_scope_base_page)
 }
 
 /* Assert that setting EXEC leaves the caller's own mappings alone. */
-TEST_F(page_granule_prctl, exec_scope_not_for_caller)
+TEST_F(page_granule_abi_prctl, exec_scope_not_for_caller)
 {
 	struct granule_smaps smaps;
 	void *ptr;
@@ -380,32 +384,32 @@ TEST_F(page_granule_prctl, exec_scope_not_for_caller)
 	ASSERT_FALSE(granule_has_flag(&smaps, "gr"));
 }
 
-FIXTURE(page_granule_setid)
+FIXTURE(page_granule_abi_setid)
 {
 	char dir[64];
 	char path[128];
 };
 
-FIXTURE_VARIANT(page_granule_setid)
+FIXTURE_VARIANT(page_granule_abi_setid)
 {
 	mode_t mode;
 	bool secure;
 };
 
 /* Same program, same caller, no setuid bit: the control. */
-FIXTURE_VARIANT_ADD(page_granule_setid, plain)
+FIXTURE_VARIANT_ADD(page_granule_abi_setid, plain)
 {
 	.mode = 0755,
 	.secure = false,
 };
 
-FIXTURE_VARIANT_ADD(page_granule_setid, setuid)
+FIXTURE_VARIANT_ADD(page_granule_abi_setid, setuid)
 {
 	.mode = 04755,
 	.secure = true,
 };
 
-FIXTURE_VARIANT_ADD(page_granule_setid, setgid)
+FIXTURE_VARIANT_ADD(page_granule_abi_setid, setgid)
 {
 	.mode = 02755,
 	.secure = true,
@@ -434,7 +438,7 @@ static int copy_self(const char *path)
  * A copy of this program on a file system mounted without nosuid. The mount is
  * made in a mount namespace of the test's own, and goes away with it.
  */
-FIXTURE_SETUP(page_granule_setid)
+FIXTURE_SETUP(page_granule_abi_setid)
 {
 	ASSERT_EQ(granule_set_enabled(true), 0);
 	strcpy(self->dir, "/tmp/page_granule.XXXXXX");
@@ -453,7 +457,7 @@ FIXTURE_SETUP(page_granule_setid)
 	ASSERT_EQ(chmod(self->path, variant->mode), 0);
 }
 
-FIXTURE_TEARDOWN(page_granule_setid)
+FIXTURE_TEARDOWN(page_granule_abi_setid)
 {
 	EXPECT_TRUE(granule_invariants_hold());
 	umount2(self->dir, MNT_DETACH);
@@ -461,7 +465,7 @@ FIXTURE_TEARDOWN(page_granule_setid)
 }
 
 /* Assert that a privilege-gaining exec, and no other, drops EXEC. */
-TEST_F(page_granule_setid, exec_scope_dropped)
+TEST_F(page_granule_abi_setid, exec_scope_dropped)
 {
 	long expected = variant->secure ? BASE_SIZE : GRANULE_SIZE;
 	struct exec_report report;
@@ -477,7 +481,7 @@ TEST_F(page_granule_setid, exec_scope_dropped)
 }
 
 /* Assert that the prctl needs no privilege. */
-TEST_F(page_granule_prctl, unprivileged)
+TEST_F(page_granule_abi_prctl, unprivileged)
 {
 	ASSERT_EQ(setgroups(0, NULL), 0);
 	ASSERT_EQ(setresgid(UID_CALLER, UID_CALLER, UID_CALLER), 0);
@@ -489,8 +493,8 @@ TEST_F(page_granule_prctl, unprivileged)
 }
 
 /*
- * Does /proc/PID/status have both lines, each with one value, and these? Tools read
- * it by the name before the colon.
+ * Does /proc/PID/status have both lines, each with one value, and these? Tools
+ * read it by the name before the colon.
  */
 static bool status_shows(pid_t pid, const char *mmap_line, const char *exec_line)
 {
@@ -520,8 +524,8 @@ static bool status_shows(pid_t pid, const char *mmap_line, const char *exec_line
 #define EXEC_4		"PageGranuleExec:\t       4 kB"
 #define EXEC_64		"PageGranuleExec:\t      64 kB"
 
-/* Assert that /proc/PID/status shows both scopes of PID, not the reader. */
-TEST_F(page_granule_prctl, proc_status)
+/* Assert that /proc/PID/status shows both scopes of PID, not of the reader. */
+TEST_F(page_granule_abi_prctl, proc_status)
 {
 	int status;
 	pid_t pid;
@@ -551,7 +555,7 @@ static int write_enabled(const char *text)
 }
 
 /* Assert that `enabled` takes 0 and 1, and anything else is EINVAL. */
-TEST_F(page_granule_prctl, sysfs_enabled)
+TEST_F(page_granule_abi_prctl, sysfs_enabled)
 {
 	static const char * const bad[] = {
 		"2", "-1", "65536", "64", "", " ", "\n", "abc", "[always]", "0x2",
@@ -578,7 +582,7 @@ TEST_F(page_granule_prctl, sysfs_enabled)
 }
 
 /* Assert that `sizes_kb` lists both sizes and is read-only. */
-TEST_F(page_granule_prctl, sysfs_sizes)
+TEST_F(page_granule_abi_prctl, sysfs_sizes)
 {
 	char buf[32];
 
@@ -588,7 +592,7 @@ TEST_F(page_granule_prctl, sysfs_sizes)
 }
 
 /* Assert that every documented counter is in /proc/vmstat. */
-TEST_F(page_granule_prctl, vmstat_names)
+TEST_F(page_granule_abi_prctl, vmstat_names)
 {
 	static const char * const names[] = {
 		"granule_fault", "granule_fallback", "granule_cow",
@@ -603,13 +607,13 @@ TEST_F(page_granule_prctl, vmstat_names)
 	}
 }
 
-FIXTURE(page_granule_smaps)
+FIXTURE(page_granule_abi_smaps)
 {
 	char *area;
 	size_t len;
 };
 
-FIXTURE_VARIANT(page_granule_smaps)
+FIXTURE_VARIANT(page_granule_abi_smaps)
 {
 	enum granule_kind kind;
 	unsigned long granule;
@@ -617,20 +621,20 @@ FIXTURE_VARIANT(page_granule_smaps)
 	bool gc;
 };
 
-FIXTURE_VARIANT_ADD(page_granule_smaps, untagged)
+FIXTURE_VARIANT_ADD(page_granule_abi_smaps, untagged)
 {
 	.kind = GRANULE_UNTAGGED,
 	.granule = 4,
 };
 
-FIXTURE_VARIANT_ADD(page_granule_smaps, default_tagged)
+FIXTURE_VARIANT_ADD(page_granule_abi_smaps, default_tagged)
 {
 	.kind = GRANULE_DEFAULT,
 	.granule = 64,
 	.gr = true,
 };
 
-FIXTURE_VARIANT_ADD(page_granule_smaps, contract)
+FIXTURE_VARIANT_ADD(page_granule_abi_smaps, contract)
 {
 	.kind = GRANULE_CONTRACT,
 	.granule = 64,
@@ -638,7 +642,7 @@ FIXTURE_VARIANT_ADD(page_granule_smaps, contract)
 	.gc = true,
 };
 
-FIXTURE_SETUP(page_granule_smaps)
+FIXTURE_SETUP(page_granule_abi_smaps)
 {
 	char *res;
 
@@ -652,32 +656,14 @@ FIXTURE_SETUP(page_granule_smaps)
 	ASSERT_EQ(self->area, res);
 }
 
-FIXTURE_TEARDOWN(page_granule_smaps)
+FIXTURE_TEARDOWN(page_granule_abi_smaps)
 {
 	EXPECT_TRUE(granule_invariants_hold());
 	granule_set_enabled(true);
 }
 
-/* The Granule line of the mapping that holds @addr. */
-static unsigned long granule_kb(char *addr)
-{
-	struct granule_smaps smaps;
-
-	if (!granule_read_smaps(getpid(), addr, &smaps) || !smaps.has_granule)
-		return 0;
-	return smaps.granule;
-}
-
-static bool has_flag(char *addr, const char *flag)
-{
-	struct granule_smaps smaps;
-
-	return granule_read_smaps(getpid(), addr, &smaps) &&
-	       granule_has_flag(&smaps, flag);
-}
-
 /* Assert that smaps tells the three kinds of VMA apart. */
-TEST_F(page_granule_smaps, fields)
+TEST_F(page_granule_abi_smaps, fields)
 {
 	struct granule_smaps smaps;
 
@@ -696,8 +682,11 @@ TEST_F(page_granule_smaps, fields)
 	EXPECT_FALSE(granule_has_flag(&smaps, "??"));
 }
 
-/* Assert that PROCMAP_QUERY gives the page size smaps calls KernelPageSize. */
-TEST_F(page_granule_smaps, procmap_page_size)
+/*
+ * Assert that PROCMAP_QUERY reports the page size that smaps calls
+ * KernelPageSize.
+ */
+TEST_F(page_granule_abi_smaps, procmap_page_size)
 {
 	struct procmap_fd procmap;
 
@@ -720,7 +709,7 @@ static uint64_t query_next(struct procmap_fd *procmap, void *addr, uint64_t flag
 }
 
 /* Assert that PROCMAP_QUERY reports both bits, and finds mappings by them. */
-TEST_F(page_granule_smaps, procmap_bits)
+TEST_F(page_granule_abi_smaps, procmap_bits)
 {
 	const uint64_t bits = PROCMAP_GRANULE | PROCMAP_GRANULE_CONTRACT;
 	const uint64_t here = (uintptr_t)self->area;
@@ -740,18 +729,17 @@ TEST_F(page_granule_smaps, procmap_bits)
 }
 
 /*
- * Assert that Granule is what the mapping is populated in now: where huge pages are
- * not wanted, default-tagged memory is as if it was not tagged. A contract is one of
- * whole granules still.
+ * Assert that Granule shows the size of population now: 4 kB for default-tagged
+ * memory that opted out of huge pages, and 64 kB for a contract still.
  */
-TEST_F(page_granule_smaps, opted_out)
+TEST_F(page_granule_abi_smaps, opted_out)
 {
 	const unsigned long out = variant->gc ? 64 : 4;
 
 	ASSERT_EQ(madvise(self->area, self->len, MADV_NOHUGEPAGE), 0);
 	EXPECT_EQ(granule_kb(self->area), out);
 	/* The flag stays: advice that is taken back has its effect. */
-	EXPECT_EQ(has_flag(self->area, "gr"), variant->gr);
+	EXPECT_EQ(granule_vma_has_flag(self->area, "gr"), variant->gr);
 	ASSERT_EQ(madvise(self->area, self->len, MADV_HUGEPAGE), 0);
 	EXPECT_EQ(granule_kb(self->area), variant->granule);
 
@@ -767,10 +755,10 @@ TEST_F(page_granule_smaps, opted_out)
 }
 
 /*
- * Assert that a contract counts as advice where those are exempt that are advised to
- * use huge pages, and a default does not.
+ * Assert that PR_THP_DISABLE_EXCEPT_ADVISED exempts a contract, which counts as
+ * advice, and not default-tagged memory.
  */
-TEST_F(page_granule_smaps, except_advised)
+TEST_F(page_granule_abi_smaps, except_advised)
 {
 	ASSERT_EQ(prctl(PR_SET_THP_DISABLE, 1UL, PR_THP_DISABLE_EXCEPT_ADVISED, 0UL, 0UL), 0);
 	EXPECT_EQ(granule_kb(self->area), variant->gc ? 64 : 4);
@@ -779,8 +767,10 @@ TEST_F(page_granule_smaps, except_advised)
 	ASSERT_EQ(prctl(PR_SET_THP_DISABLE, 0UL, 0UL, 0UL, 0UL), 0);
 }
 
-/* Assert that GranuleMapped counts the granules touched, and only tagged ones. */
-TEST_F(page_granule_smaps, granule_mapped)
+/*
+ * Assert that GranuleMapped counts the granules touched, and only tagged ones.
+ */
+TEST_F(page_granule_abi_smaps, granule_mapped)
 {
 	struct granule_smaps smaps;
 	unsigned long i;
@@ -799,7 +789,9 @@ TEST_F(page_granule_smaps, granule_mapped)
 	}
 }
 
-/* One number of /proc/self/smaps or smaps_rollup, summed over the file, in kB. */
+/*
+ * One number of /proc/self/smaps or smaps_rollup, summed over the file, in kB.
+ */
 static long sum_field(const char *path, const char *format)
 {
 	static char buf[1 << 20];
@@ -826,7 +818,7 @@ static long sum_field(const char *path, const char *format)
 }
 
 /* Assert that smaps_rollup has the sum of all GranuleMapped lines of smaps. */
-TEST_F(page_granule_smaps, rollup)
+TEST_F(page_granule_abi_smaps, rollup)
 {
 	const char *format = "GranuleMapped: %lu kB";
 	long before, after;

@@ -7,8 +7,8 @@
  * that they spread over, in steps of the lowest bit that ever changes.
  *
  * This program, which says where its mappings are, is one of those started. Of
- * a position-independent one no instruction is ever executed: it is an ELF header
- * and some zeroes, looked at by ptrace when execve() has loaded it.
+ * a position-independent one no instruction is ever executed: it is an ELF
+ * header and some zeroes, looked at by ptrace when execve() has loaded it.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -83,7 +83,9 @@ static unsigned long read_stat(const char *pid, int field)
 	if (n <= 0)
 		return 0;
 	buf[n] = 0;
-	/* The name, field 2, ends at the last parenthesis and may hold spaces. */
+	/*
+	 * The name, field 2, ends at the last parenthesis and may hold spaces.
+	 */
 	p = strrchr(buf, ')');
 	for (i = 2; p && i < field; i++)
 		p = strchr(p + 1, ' ');
@@ -139,8 +141,9 @@ static bool sample_self(bool tagged, unsigned int nr)
 }
 
 /*
- * A position-independent program, with @interp to load it unless that is NULL, in
- * a file that is open for reading: 128 KiB of text, a page of data, and a bss.
+ * A position-independent program, with @interp to load it unless that is NULL,
+ * in a file that is open for reading: 128 KiB of text, a page of data, and a
+ * bss.
  */
 static int make_program(const char *interp)
 {
@@ -197,7 +200,7 @@ static int make_program(const char *interp)
 	rw = memfd_create("page_granule_aslr", 0);
 	if (rw < 0)
 		return -1;
-	/* What is open for writing cannot be executed. */
+	/* A file that is open for writing cannot be executed. */
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", rw);
 	if (write(rw, &file, sizeof(file)) == sizeof(file) &&
 	    !ftruncate(rw, text + BASE_SIZE))
@@ -262,8 +265,8 @@ static bool sample_program(int fd, bool tagged, unsigned int nr)
 }
 
 /*
- * How random are addresses? If what they lie behind is random itself and not to be
- * counted again, @behind is where that is.
+ * How random are addresses? @behind has the addresses of a random mapping that
+ * they follow and that must not count twice.
  */
 static double entropy(const unsigned long *sample, const unsigned long *behind,
 		      unsigned long *step)
@@ -292,7 +295,7 @@ static void restore_randomize(void)
 
 static void require_randomization(void)
 {
-	/* ADDR_NO_RANDOMIZE may come from whoever runs this. */
+	/* The caller may have set ADDR_NO_RANDOMIZE. */
 	personality(PER_LINUX);
 	saved_randomize = read_num(RANDOMIZE);
 	if (saved_randomize == 2)
@@ -351,7 +354,7 @@ int main(int argc, char **argv)
 		}
 		ksft_print_msg("%-26s %8.1f %10lu %8.1f %10lu\n", places[i].name,
 			       bits[0], step[0], bits[1], step[1]);
-		/* What 200 samples leave open is far less than half a bit. */
+		/* With 200 samples the error is far less than half a bit. */
 		ksft_test_result(bits[0] > 4 && bits[1] > bits[0] - places[i].loss - 0.5,
 				 "%s: at most %u bits less\n", places[i].name, places[i].loss);
 	}

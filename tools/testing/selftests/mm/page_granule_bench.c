@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Page granule: what a stage of the life of anonymous memory costs and what it
- * leaves of the runs, for 4 KiB pages, for 64 KiB mTHP, for 64 KiB hugetlb pages
- * and for granules, in one boot. A kernel with 64 KiB pages has them alone. Not a
- * test: it passes no judgement on the numbers.
+ * Page granule: what a stage of the life of anonymous memory costs and how many
+ * runs it leaves, for 4 KiB pages, for 64 KiB mTHP, for 64 KiB hugetlb pages
+ * and for granules, in one boot. A kernel with 64 KiB pages has only those.
+ * This is no test: it passes no judgement on the numbers.
  *
  * Time is CLOCK_MONOTONIC_RAW. Under "qemu -icount shift=0,sleep=off" one
  * instruction takes one virtual nanosecond, so it counts instructions there,
  * and a repeat agrees to about 1 %. Elsewhere it is wall time.
+ *
+ * page_granule_bench_fragment.c has the part that fragments memory first.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -26,80 +28,13 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "kselftest.h"
 #include "hugepage_settings.h"
+#include "kselftest.h"
 #include "vm_util.h"
+#include "page_granule_bench.h"
 #include "page_granule_util.h"
 
-#define MIB		(1024 * 1024UL)
-#define MAX_REPEAT	99
-#define GRANULE_ORDER	4
-#define MAX_PAGEOUT	10
-#define MAX_THREADS	64
-#define HUGETLB_SYSFS	"/sys/kernel/mm/hugepages/hugepages-64kB"
-#define MAX_EVENTS	16
-#define FREE_PART	5	/* when fragmented, one in that many pages is free */
-#define FREE_SLACK	400	/* give or take one in that many of all */
-#define MAX_ROUNDS	4
-#define MAX_IN_VAIN	256	/* compaction is deferred for up to 64 */
-#define REPAIR_SECONDS	10U
-#define SETTLE_USECONDS	(50 * 1000)
-
-/* The stages: those of a life, in its order, and some that are no part of it. */
-enum stage_id {
-	FIRST_TOUCH,
-	FORK,
-	COW,
-	PAGEOUT,
-	SWAP_IN,
-	MPROTECT,
-	MREMAP,
-	DONTNEED,
-	ZERO_READ,
-	WRITE_AFTER_READ,
-	MUNMAP,
-	NR_LIFE,
-	SPARSE_TOUCH = NR_LIFE,
-	TEXT,
-	NR_STAGES,
-	UNTOUCHED = NR_STAGES,
-};
-
-/* What a stage leaves that can be whole. */
-enum leaves {
-	LEAVES_NOTHING,
-	LEAVES_MEMORY,
-	LEAVES_ZEROES,
-};
-
-struct result {
-	unsigned long ns;
-	unsigned long faults;
-	unsigned long whole;
-	unsigned long granules;
-	unsigned long rss_kb;
-	unsigned long events[MAX_EVENTS];
-};
-
-/* Which pages the memory is made of. */
-struct config {
-	const char *name;
-	long page_size;		/* of the kernels that can be asked for it */
-	unsigned int thp_order;	/* 0: THP never */
-	enum granule_kind kind;
-	bool hugetlb;
-};
-
-enum config_id {
-	CONFIG_4K,
-	CONFIG_MTHP,
-	CONFIG_HUGETLB,
-	CONFIG_GRANULE,
-	CONFIG_64K,
-	NR_CONFIGS,
-};
-
-static const struct config configs[NR_CONFIGS] = {
+const struct config configs[NR_CONFIGS] = {
 	[CONFIG_4K] = { "4K", BASE_SIZE, 0, GRANULE_UNTAGGED, false },
 	[CONFIG_MTHP] = { "mTHP 64K", BASE_SIZE, GRANULE_ORDER, GRANULE_UNTAGGED, false },
 	[CONFIG_HUGETLB] = { "hugetlb", BASE_SIZE, 0, GRANULE_UNTAGGED, true },
@@ -107,47 +42,9 @@ static const struct config configs[NR_CONFIGS] = {
 	[CONFIG_64K] = { "64K pages", GRANULE_SIZE, 0, GRANULE_UNTAGGED, false },
 };
 
-/* What the process that measures tells the one that asked. Shared memory. */
-struct report {
-	struct result results[NR_STAGES];
-	char smaps[1024];	/* lines of the granule VMA, from the last stage */
-};
-
-struct bench {
-	unsigned long mib;
-	unsigned int repeat;
-	unsigned int threads;
-	FILE *json;		/* NULL: not wanted */
-	bool tables;
-	bool swap;
-	int text;		/* a file to map as text, or -1 */
-	int pagemap;
-	struct report *report;
-	const char *missing[NR_CONFIGS]; /* why not to measure one, or NULL */
-};
-
-/* What of it is to be run. */
-struct job {
-	const struct stage *stage;
-	const struct fragment *fragment;
-	bool all;
-	bool life;
-	bool ceiling;
-};
-
-/* Memory that goes through stages, in address space of its own. */
-struct mem {
-	char *base;		/* all of the address space */
-	size_t reserved;
-	char *area;		/* NULL once it is unmapped */
-	size_t len;
-	char *elsewhere;	/* as much room, for mremap() to move to */
-	pid_t child;		/* what fork() has made, or 0 */
-};
-
 /*
- * What vmstat counts of TLB flushes and of contiguous PTEs, where the kernel does
- * so. It is read outside of what is timed.
+ * The counters of TLB flushes and of contiguous PTEs in vmstat, where the
+ * kernel has them. They are read outside of the timed part.
  */
 static const char * const event_prefixes[] = { "nr_tlb_", "nr_contpte_" };
 static char event_names[MAX_EVENTS][64];
@@ -188,9 +85,9 @@ static void count_events(struct result *res, int sign)
 }
 
 /*
- * Let others do what they have put off, to free stacks for fork() to use among other
- * things. Then begin with a tick of the timer, for they cost as much as a few per
- * cent of a short stage, which has none of them like that, or as many each time.
+ * Let others finish deferred work, among it the freeing of stacks for fork() to
+ * use. Then begin with a tick of the timer. Ticks cost a few per cent of a
+ * short stage, which so has none of them, or as many each time.
  */
 static void settle(void)
 {
@@ -229,7 +126,7 @@ static void measure_stop(struct result *res)
 	measure(res, 1);
 }
 
-static void touch(char *area, size_t len)
+void touch(char *area, size_t len)
 {
 	size_t i;
 
@@ -238,7 +135,7 @@ static void touch(char *area, size_t len)
 		__atomic_store_n(area + i, 1, __ATOMIC_RELAXED);
 }
 
-/* What the stages do to an area in the state that they start from. */
+/* The stages act on an area that is in the state that they start from. */
 static bool do_touch(struct mem *mem)
 {
 	touch(mem->area, mem->len);
@@ -290,7 +187,7 @@ static bool do_mremap(struct mem *mem)
 		      mem->area) == mem->area;
 }
 
-static bool do_dontneed(struct mem *mem)
+bool do_dontneed(struct mem *mem)
 {
 	return !madvise(mem->area, mem->len, MADV_DONTNEED);
 }
@@ -303,15 +200,7 @@ static bool do_munmap(struct mem *mem)
 	return !munmap(area, mem->len);
 }
 
-struct stage {
-	const char *name;
-	const char *what;
-	enum stage_id from;	/* the stage that leaves what this one starts from */
-	bool (*run)(struct mem *mem);
-	enum leaves leaves;
-};
-
-static const struct stage stages[NR_STAGES] = {
+const struct stage stages[NR_STAGES] = {
 	[FIRST_TOUCH] = {
 		"first-touch", "first touch: one byte written in each 4 KiB page",
 		UNTOUCHED, do_touch, LEAVES_MEMORY,
@@ -366,13 +255,16 @@ static const struct stage stages[NR_STAGES] = {
 	},
 };
 
-static int error(const char *what)
+int error(const char *what)
 {
 	fprintf(stderr, "page_granule_bench: %s\n", what);
 	return KSFT_FAIL;
 }
 
-/* Put the smaps lines that a reader wants to see to @out, out of all of the VMA. */
+/*
+ * Put the smaps lines that a reader wants to see to @out, out of all of the
+ * VMA.
+ */
 static void smaps_lines(char *area, size_t len, char *out, size_t size)
 {
 	static const char * const fields[] = {
@@ -403,10 +295,10 @@ static char *map_area(const struct config *config, char *area, size_t len)
 }
 
 /*
- * Map fresh memory. It starts at a multiple of 2 MiB, and the place to move it to
- * does not, so that page tables cannot be moved in place of what is in them.
+ * Map fresh memory. It starts at a multiple of 2 MiB, and its destination does
+ * not, so that mremap() moves entries, not page tables.
  */
-static bool mem_create(struct mem *mem, const struct config *config, size_t len)
+bool mem_create(struct mem *mem, const struct config *config, size_t len)
 {
 	char *area;
 
@@ -424,8 +316,8 @@ static bool mem_create(struct mem *mem, const struct config *config, size_t len)
 }
 
 /*
- * Map a file that is not in the page cache instead, as text: an architecture may
- * read that in folios of its own size.
+ * Map a file that is not in the page cache instead, as text: an architecture
+ * may read that in folios of its own size.
  */
 static bool mem_map_text(const struct bench *bench, struct mem *mem)
 {
@@ -443,7 +335,7 @@ static void mem_reap(struct mem *mem)
 	mem->child = 0;
 }
 
-static void mem_destroy(struct mem *mem)
+void mem_destroy(struct mem *mem)
 {
 	mem_reap(mem);
 	if (mem->base)
@@ -478,7 +370,9 @@ static unsigned long count_whole(const struct bench *bench, const struct mem *me
 	return granule_count(bench->pagemap, mem->area, mem->len, GRANULE_WHOLE);
 }
 
-/* What is there after a stage. smaps does not count hugetlb pages as RSS. */
+/*
+ * Look at the memory after a stage. smaps does not count hugetlb pages as RSS.
+ */
 static void look(const struct bench *bench, const struct stage *stage,
 		 const struct mem *mem, struct result *res)
 {
@@ -491,8 +385,8 @@ static void look(const struct bench *bench, const struct stage *stage,
 }
 
 /* A stage, measured, on memory in the state that it starts from. */
-static bool run_stage(const struct bench *bench, const struct stage *stage,
-		      struct mem *mem, struct result *res)
+bool run_stage(const struct bench *bench, const struct stage *stage,
+	       struct mem *mem, struct result *res)
 {
 	unsigned int tries = 0;
 	bool ok;
@@ -509,7 +403,7 @@ static bool run_stage(const struct bench *bench, const struct stage *stage,
 		return false;
 	count_events(res, 1);
 	look(bench, stage, mem, res);
-	/* Only to write to what it shares with its parent is the child kept. */
+	/* The child is kept only for a write to memory that it shares. */
 	if (stage != &stages[FORK])
 		mem_reap(mem);
 	return true;
@@ -552,7 +446,7 @@ static bool can_run(const struct bench *bench, const struct config *config,
 {
 	if (bench->missing[config - configs])
 		return false;
-	/* What text is made of is not for any setting to say: once is enough. */
+	/* No setting changes the folios of text, so run it once. */
 	if (stage == &stages[TEXT])
 		return bench->text >= 0 && (config == &configs[CONFIG_MTHP] ||
 					    config == &configs[CONFIG_64K]);
@@ -583,15 +477,7 @@ static int by_ns(const void *a, const void *b)
 	return x->ns < y->ns ? -1 : x->ns > y->ns;
 }
 
-/* The median run of each stage, and how far from it the others are. */
-struct summary {
-	struct result median;
-	unsigned long ns_min;
-	unsigned long ns_max;
-	bool valid;
-};
-
-static void summarize(struct result *runs, unsigned int nr, struct summary *sum)
+void summarize(struct result *runs, unsigned int nr, struct summary *sum)
 {
 	qsort(runs, nr, sizeof(*runs), by_ns);
 	sum->median = runs[nr / 2];
@@ -606,7 +492,7 @@ static unsigned long hugetlb_pool(const struct bench *bench)
 	return 2 * bench->mib * MIB / GRANULE_SIZE;
 }
 
-static void select_config(const struct bench *bench, const struct config *config)
+void select_config(const struct bench *bench, const struct config *config)
 {
 	if (config->thp_order)
 		granule_thp_order(config->thp_order);
@@ -617,7 +503,7 @@ static void select_config(const struct bench *bench, const struct config *config
 				     config->hugetlb ? hugetlb_pool(bench) : 0);
 }
 
-static bool failed(const struct config *config, const char *what)
+bool failed(const struct config *config, const char *what)
 {
 	fprintf(stderr, "page_granule_bench: %s, %s: %s\n", what, config->name,
 		strerror(errno));
@@ -625,10 +511,10 @@ static bool failed(const struct config *config, const char *what)
 }
 
 /*
- * Nothing else runs while this program can, the children it forks included: what
- * they do is not to be measured. Without it the numbers vary more, no worse.
+ * Nothing else runs while this program can, not even its children, since their
+ * work must not be measured. Without that the numbers only vary more.
  */
-static void run_alone(bool alone)
+void run_alone(bool alone)
 {
 	const struct sched_param param = { .sched_priority = alone };
 
@@ -637,8 +523,8 @@ static void run_alone(bool alone)
 }
 
 /*
- * What the other threads do: use the mm on a CPU of theirs, so that it has to be
- * flushed there, or, without a CPU, sleep. They do not fault.
+ * The other threads use the mm on CPUs of their own, so that these have to be
+ * flushed. Without a CPU they sleep. They never fault.
  */
 static void *use_mm(void *has_cpu)
 {
@@ -651,8 +537,8 @@ static void *use_mm(void *has_cpu)
 
 /*
  * Share the mm among several threads. This one keeps its CPU to itself, and the
- * others have the rest. On one CPU, as qemu -icount has it, the mm has more than
- * one user and nothing else changes.
+ * others have the rest. On one CPU, as qemu -icount has it, the mm has more
+ * than one user and nothing else changes.
  */
 static bool start_threads(unsigned int nr)
 {
@@ -681,9 +567,9 @@ static bool start_threads(unsigned int nr)
 }
 
 /*
- * Run a stage, or all of a life without one, in a process of its own: what a fault
- * costs depends on the shape of the tree of VMAs, and that on what has been mapped
- * before. A small run goes before, to bring in the code and its stack.
+ * Run a stage, or without one all of a life, in a process of its own: the cost
+ * of a fault depends on the shape of the tree of VMAs, which depends on earlier
+ * mappings. A small run first brings in the code and its stack.
  */
 static bool run_in_child(struct bench *bench, const struct config *config,
 			 const struct stage *stage)
@@ -1038,520 +924,6 @@ static bool bench_life(struct bench *bench)
 	return true;
 }
 
-/*
- * Fragment free memory: single pages fill all of it, and a part of them is given
- * back, chosen by PFN, such that no block of 64 KiB loses all it has. Folios of
- * 64 KiB take the blocks that are left. All of that is locked, so that reclaim
- * cannot make room where compaction does not.
- *
- * How much compaction does depends on what it has done before. So that numbers can
- * be repeated, boot for each of them, with nothing that can be moved or swapped out
- * but what is measured: no swap, and rootfstype=ramfs.
- */
-struct filler_kind {
-	const char *name;
-	const char *what;
-	const char *compact;	/* vm.compact_unevictable_allowed */
-	enum thp_defrag defrag;	/* for blocks to fill what is left */
-};
-
-static const struct filler_kind movable = {
-	"movable", "compaction can move", "1", THP_DEFRAG_NEVER,
-};
-
-static const struct filler_kind pinned = {
-	"pinned", "nothing can move", "0", THP_DEFRAG_ALWAYS,
-};
-
-struct filler {
-	const struct filler_kind *kind;
-	char *single;		/* in single pages, with gaps */
-	size_t single_len;
-	unsigned char *kept;	/* of each block of 64 KiB: pages that are ours */
-	__u64 nr_blocks;
-	__u64 dropped;	/* all pages whose hash is less have been given back */
-	char *blocks;		/* in folios of 64 KiB */
-	size_t blocks_len;
-	size_t blocks_used;
-};
-
-/* By default, mTHP does nothing to get a block; it can be told to. */
-struct fragment {
-	const char *name;
-	const struct filler_kind *filler;
-	const char *config_name;
-	enum config_id config;
-	enum thp_defrag defrag;
-};
-
-static const struct fragment fragments[] = {
-	{ "movable-mthp", &movable, "mTHP 64K", CONFIG_MTHP, THP_DEFRAG_MADVISE },
-	{ "movable-defrag", &movable, "mTHP 64K, defrag", CONFIG_MTHP, THP_DEFRAG_ALWAYS },
-	{ "movable-granule", &movable, "granule", CONFIG_GRANULE, THP_DEFRAG_MADVISE },
-	{ "pinned-4k", &pinned, "4K", CONFIG_4K, THP_DEFRAG_MADVISE },
-	{ "pinned-mthp", &pinned, "mTHP 64K", CONFIG_MTHP, THP_DEFRAG_MADVISE },
-	{ "pinned-defrag", &pinned, "mTHP 64K, defrag", CONFIG_MTHP, THP_DEFRAG_ALWAYS },
-	{ "pinned-granule", &pinned, "granule", CONFIG_GRANULE, THP_DEFRAG_MADVISE },
-};
-
-struct fragment_result {
-	struct result touch;
-	unsigned long free_kb;
-	unsigned long blocks;
-	unsigned long whole_later;	/* the same memory, REPAIR_SECONDS later */
-	unsigned long whole_drained;	/* as long after the filler has gone */
-};
-
-/*
- * What keeps free memory from being filled and from staying fragmented: reserves
- * of lower zones, pages that CPUs keep for themselves and that are not counted as
- * free, and compaction that nobody has asked for. Has room for what was there.
- */
-#define SYSCTL_DIR	"/proc/sys/vm/"
-#define SYSCTL_COMPACT	"compact_unevictable_allowed"
-
-static struct {
-	const char *name;
-	const char *value;
-	char saved[128];
-} sysctls[] = {
-	{ "lowmem_reserve_ratio", "0 0 0 0", "" },
-	{ "percpu_pagelist_high_fraction", "1000000", "" },
-	{ "watermark_boost_factor", "0", "" },
-	{ "compaction_proactiveness", "0", "" },
-	{ SYSCTL_COMPACT, "1", "" },
-};
-
-static int write_sysctl(const char *name, const char *value)
-{
-	char path[128];
-
-	snprintf(path, sizeof(path), SYSCTL_DIR "%s", name);
-	return granule_write(path, value);
-}
-
-static void restore_sysctls(void)
-{
-	unsigned int i;
-
-	for (i = 0; i < ARRAY_SIZE(sysctls); i++)
-		write_sysctl(sysctls[i].name, sysctls[i].saved);
-}
-
-static bool save_sysctls(void)
-{
-	char path[128];
-	unsigned int i;
-
-	for (i = 0; i < ARRAY_SIZE(sysctls); i++) {
-		snprintf(path, sizeof(path), SYSCTL_DIR "%s", sysctls[i].name);
-		if (!read_file(path, sysctls[i].saved, sizeof(sysctls[i].saved)))
-			return false;
-	}
-	atexit(restore_sysctls);
-	for (i = 0; i < ARRAY_SIZE(sysctls); i++) {
-		if (write_sysctl(sysctls[i].name, sysctls[i].value))
-			return false;
-	}
-	return true;
-}
-
-static void set_defrag(enum thp_defrag defrag)
-{
-	struct thp_settings settings;
-
-	thp_read_settings(&settings);
-	settings.thp_defrag = defrag;
-	thp_write_settings(&settings);
-}
-
-static unsigned long free_pages(void)
-{
-	return granule_meminfo_kb("MemFree") * 1024 / BASE_SIZE;
-}
-
-static unsigned long fragmented_pages(void)
-{
-	return granule_meminfo_kb("MemTotal") * 1024 / BASE_SIZE / FREE_PART;
-}
-
-/* How many blocks of 64 KiB are free, in all zones? */
-static unsigned long count_free_blocks(void)
-{
-	unsigned long nr, blocks = 0;
-	unsigned int order;
-	char line[512], *p;
-	FILE *fp;
-
-	fp = fopen("/proc/buddyinfo", "r");
-	if (!fp)
-		return ULONG_MAX;
-	while (fgets(line, sizeof(line), fp)) {
-		p = strstr(line, "zone");
-		if (!p)
-			continue;
-		p += strlen("zone");
-		p += strspn(p, " ");
-		p += strcspn(p, " ");
-		for (order = 0; *(p += strspn(p, "\n ")); order++) {
-			nr = strtoul(p, &p, 10);
-			if (order >= GRANULE_ORDER)
-				blocks += nr << (order - GRANULE_ORDER);
-		}
-	}
-	fclose(fp);
-	return blocks;
-}
-
-/* With less than this free, in pages, reclaim would start. */
-static unsigned long high_watermark(void)
-{
-	unsigned long nr, sum = 0;
-	char line[128];
-	FILE *fp;
-
-	fp = fopen("/proc/zoneinfo", "r");
-	if (!fp)
-		return 0;
-	while (fgets(line, sizeof(line), fp)) {
-		if (sscanf(line, " high %lu", &nr) == 1)
-			sum += nr;
-	}
-	fclose(fp);
-	return sum;
-}
-
-static char *map_locked(size_t len)
-{
-	char *ptr = granule_mmap(GRANULE_UNTAGGED, NULL, len, PROT_RW, MAP_NORESERVE);
-
-	if (ptr == MAP_FAILED || mlock2(ptr, len, MLOCK_ONFAULT))
-		return NULL;
-	return ptr;
-}
-
-typedef bool (*single_fn)(struct filler *filler, char *page, __u64 pfn);
-
-/* Call @fn with each single page that is there, and its PFN. */
-static bool walk_single(const struct bench *bench, struct filler *filler, single_fn fn)
-{
-	const size_t nr = filler->single_len / BASE_SIZE;
-	const __u64 first = (uintptr_t)filler->single / BASE_SIZE;
-	__u64 ent[512];
-	size_t i, j, n;
-
-	for (i = 0; i < nr; i += n) {
-		n = nr - i < ARRAY_SIZE(ent) ? nr - i : ARRAY_SIZE(ent);
-		if (pread(bench->pagemap, ent, n * sizeof(*ent), (first + i) * sizeof(*ent)) !=
-		    (ssize_t)(n * sizeof(*ent)))
-			return false;
-		for (j = 0; j < n; j++) {
-			if (PAGEMAP_PRESENT(ent[j]) &&
-			    !fn(filler, filler->single + (i + j) * BASE_SIZE,
-				PAGEMAP_PFN(ent[j])))
-				return false;
-		}
-	}
-	return true;
-}
-
-static bool find_last_block(struct filler *filler, char *page, __u64 pfn)
-{
-	const __u64 block = pfn / GRANULE_NR_PAGES;
-
-	if (block >= filler->nr_blocks)
-		filler->nr_blocks = block + 1;
-	return true;
-}
-
-static bool count_kept(struct filler *filler, char *page, __u64 pfn)
-{
-	filler->kept[pfn / GRANULE_NR_PAGES]++;
-	return true;
-}
-
-/*
- * Take them at random rather than evenly: a few blocks of 8 and 16 KiB are free
- * then, as in real life, for the kernel's own small needs.
- */
-static __u64 hash(__u64 pfn)
-{
-	__u32 hash = pfn;
-
-	hash = (hash ^ hash >> 16) * 0x85ebca6bU;
-	hash = (hash ^ hash >> 13) * 0xc2b2ae35U;
-	return hash ^ hash >> 16;
-}
-
-/* Give a page back if it is its turn, but not the last one of a block. */
-static bool drop_page(struct filler *filler, char *page, __u64 pfn)
-{
-	unsigned char *kept = &filler->kept[pfn / GRANULE_NR_PAGES];
-
-	if (hash(pfn) >= filler->dropped || *kept == 1)
-		return true;
-	if (madvise(page, BASE_SIZE, MADV_DONTNEED_LOCKED))
-		return false;
-	--*kept;
-	return true;
-}
-
-static bool drop_pages(const struct bench *bench, struct filler *filler, unsigned long nr)
-{
-	filler->dropped += ((__u64)nr << 32) / (filler->single_len / BASE_SIZE);
-	return walk_single(bench, filler, drop_page);
-}
-
-/* Not below the watermark: nobody else is to reclaim or compact anything. */
-static bool fill_with_pages(const struct bench *bench, struct filler *filler)
-{
-	const unsigned long reserve = high_watermark();
-	unsigned long nr = free_pages(), step;
-
-	filler->single = map_locked(nr * BASE_SIZE);
-	if (!filler->single || madvise(filler->single, nr * BASE_SIZE, MADV_NOHUGEPAGE))
-		return false;
-	while (nr && (step = free_pages()) > reserve) {
-		/* Half of it: the counters, and the CPUs' lists, lag behind. */
-		step = (step - reserve + 1) / 2;
-		if (step > nr)
-			step = nr;
-		touch(filler->single + filler->single_len, step * BASE_SIZE);
-		filler->single_len += step * BASE_SIZE;
-		nr -= step;
-	}
-	if (!walk_single(bench, filler, find_last_block))
-		return false;
-	filler->kept = calloc(filler->nr_blocks, sizeof(*filler->kept));
-	return filler->kept && walk_single(bench, filler, count_kept);
-}
-
-/*
- * Take the blocks that are free and, where the filler cannot be moved, those that
- * compaction can make of the rest. Stop where there are no more to be had.
- */
-static void fill_blocks(const struct bench *bench, struct filler *filler)
-{
-	const enum thp_defrag defrag = filler->kind->defrag;
-	unsigned int in_vain = 0;
-	char *block;
-
-	granule_thp_order(GRANULE_ORDER);
-	set_defrag(defrag);
-	while (in_vain < MAX_IN_VAIN &&
-	       filler->blocks_used + GRANULE_SIZE <= filler->blocks_len &&
-	       (defrag != THP_DEFRAG_NEVER || count_free_blocks())) {
-		block = filler->blocks + filler->blocks_used;
-		filler->blocks_used += GRANULE_SIZE;
-		touch(block, 1);
-		if (granule_count(bench->pagemap, block, GRANULE_SIZE, GRANULE_WHOLE))
-			in_vain = 0;
-		else
-			in_vain++;
-	}
-	granule_thp_never();
-}
-
-static bool fill(const struct bench *bench, const struct filler_kind *kind,
-		 struct filler *filler)
-{
-	memset(filler, 0, sizeof(*filler));
-	filler->kind = kind;
-	granule_thp_never();
-	if (write_sysctl(SYSCTL_COMPACT, kind->compact) || !fill_with_pages(bench, filler))
-		return false;
-	filler->blocks_len = fragmented_pages() * BASE_SIZE / GRANULE_SIZE * GRANULE_SIZE;
-	filler->blocks = map_locked(filler->blocks_len);
-	if (!filler->blocks || madvise(filler->blocks, filler->blocks_len, MADV_HUGEPAGE))
-		return false;
-	filler->blocks_used = (char *)granule_round_up(filler->blocks) - filler->blocks;
-	return true;
-}
-
-static void drain(struct filler *filler)
-{
-	if (filler->single)
-		munmap(filler->single, filler->single_len);
-	if (filler->blocks)
-		munmap(filler->blocks, filler->blocks_len);
-	free(filler->kept);
-	memset(filler, 0, sizeof(*filler));
-}
-
-/* Is memory as it is to be? What it is, goes to @res. */
-static bool is_fragmented(struct fragment_result *res)
-{
-	const unsigned long total = granule_meminfo_kb("MemTotal");
-	long off;
-
-	res->blocks = count_free_blocks();
-	res->free_kb = granule_meminfo_kb("MemFree");
-	off = (long)res->free_kb - (long)(total / FREE_PART);
-	return !res->blocks && labs(off) <= (long)(total / FREE_SLACK);
-}
-
-/*
- * Give back what is to be free, take the blocks, and then set up what is measured,
- * so that nothing comes in between. What others do meanwhile takes another round.
- */
-static bool fragment_memory(const struct bench *bench, const struct fragment *fragment,
-			    struct filler *filler, struct fragment_result *res)
-{
-	unsigned long nr, want;
-	unsigned int tries;
-
-	for (tries = 0; tries < MAX_ROUNDS; tries++) {
-		nr = free_pages();
-		want = fragmented_pages() + count_free_blocks() * GRANULE_NR_PAGES;
-		if (nr < want && !drop_pages(bench, filler, want - nr))
-			return failed(&configs[fragment->config], "fragment");
-		fill_blocks(bench, filler);
-		select_config(bench, &configs[fragment->config]);
-		set_defrag(fragment->defrag);
-		if (is_fragmented(res))
-			return true;
-	}
-	fprintf(stderr, "page_granule_bench: %lu MiB and %lu blocks of 64 KiB are free, instead\n"
-		"of %lu MiB and none: run nothing else, with 1 GiB or more, on one node\n",
-		res->free_kb / 1024, res->blocks, fragmented_pages() * BASE_SIZE / MIB);
-	return false;
-}
-
-/*
- * Touch memory when there is none but fragmented. Where nothing can be moved, things
- * are as they were once it is given back, and the median of several runs is taken.
- */
-static bool touch_fragmented(const struct bench *bench, const struct fragment *fragment,
-			     struct filler *filler, struct mem *mem,
-			     struct fragment_result *res)
-{
-	const unsigned int repeat = filler->kind == &pinned ? bench->repeat : 1;
-	struct result runs[MAX_REPEAT];
-	struct summary sum;
-	unsigned int i;
-
-	for (i = 0; i < repeat; i++) {
-		if (i && !do_dontneed(mem))
-			return failed(&configs[fragment->config], "MADV_DONTNEED");
-		if (!fragment_memory(bench, fragment, filler, res) ||
-		    !run_stage(bench, &stages[FIRST_TOUCH], mem, &runs[i]))
-			return false;
-	}
-	summarize(runs, repeat, &sum);
-	res->touch = sum.median;
-	return true;
-}
-
-static unsigned long whole_after_repair(const struct bench *bench, const struct mem *mem)
-{
-	sleep(REPAIR_SECONDS);
-	return granule_count(bench->pagemap, mem->area, mem->len, GRANULE_WHOLE);
-}
-
-static bool run_fragmented(const struct bench *bench, const struct fragment *fragment,
-			   struct fragment_result *res)
-{
-	const struct config *config = &configs[fragment->config];
-	struct filler filler;
-	struct mem mem = { };
-	bool ok;
-
-	/* Once in vain: it puts the lists of the page allocator in order. */
-	ok = fill(bench, fragment->filler, &filler);
-	drain(&filler);
-	ok = ok && fill(bench, fragment->filler, &filler) &&
-	     mem_create(&mem, config, bench->mib * MIB);
-	if (!ok) {
-		failed(config, "fragment");
-		goto out;
-	}
-	/* Those that repair and compact have their turn, but not meanwhile. */
-	run_alone(true);
-	ok = touch_fragmented(bench, fragment, &filler, &mem, res);
-	run_alone(false);
-	if (!ok)
-		goto out;
-	res->whole_later = whole_after_repair(bench, &mem);
-	drain(&filler);
-	res->whole_drained = whole_after_repair(bench, &mem);
-out:
-	drain(&filler);
-	mem_destroy(&mem);
-	return ok;
-}
-
-static void print_share(unsigned long whole, unsigned long granules)
-{
-	printf(" %6lu %5.1f%%", whole, 100.0 * whole / granules);
-}
-
-static void print_fragmented(const struct bench *bench, const struct fragment *fragment,
-			     const struct fragment_result *res)
-{
-	const unsigned long granules = bench->mib * MIB / GRANULE_SIZE;
-	const unsigned long total = granule_meminfo_kb("MemTotal");
-	char whole[32], later[32];
-
-	if (bench->json) {
-		fprintf(bench->json, "{\"set\": \"fragment\", \"filler\": \"%s\", ",
-			fragment->filler->name);
-		fprintf(bench->json, "\"config\": \"%s\", \"threads\": %u, \"mib\": %lu, ",
-			fragment->config_name, bench->threads, bench->mib);
-		fprintf(bench->json, "\"ns\": %lu, \"free_kb\": %lu, \"total_kb\": %lu, ",
-			res->touch.ns, res->free_kb, total);
-		fprintf(bench->json, "\"free_blocks\": %lu, \"whole\": %lu, ", res->blocks,
-			res->touch.whole);
-		fprintf(bench->json, "\"whole_later\": %lu, \"whole_drained\": %lu, ",
-			res->whole_later, res->whole_drained);
-		fprintf(bench->json, "\"granules\": %lu}\n", granules);
-	}
-	if (!bench->tables)
-		return;
-	snprintf(whole, sizeof(whole), "whole runs of %lu", granules);
-	snprintf(later, sizeof(later), "after %u s", REPAIR_SECONDS);
-	printf("\nFirst touch of fragmented memory, full of single pages that %s\n",
-	       fragment->filler->what);
-	printf("%-18s %8s %12s %14s %41s\n", "", "free", "free blocks", "instructions",
-	       whole);
-	printf("%-18s %8s %12s %14s %13s %13s %13s\n", "config", "[%]", "of 64 KiB",
-	       "[per 64 KiB]", "at once", later, "drained");
-	printf("%-18s %8.1f %12lu %14lu", fragment->config_name,
-	       100.0 * res->free_kb / total, res->blocks, res->touch.ns / granules);
-	print_share(res->touch.whole, granules);
-	print_share(res->whole_later, granules);
-	print_share(res->whole_drained, granules);
-	printf("\nDrained: %u s after what fills memory was freed.\n", REPAIR_SECONDS);
-}
-
-static bool bench_fragment(const struct bench *bench, const struct fragment *fragment)
-{
-	struct fragment_result res = { };
-	bool ok;
-
-	if (bench->missing[fragment->config]) {
-		error(bench->missing[fragment->config]);
-		return false;
-	}
-	if (bench->mib * MIB / BASE_SIZE > fragmented_pages() / 2) {
-		error("not enough free memory once it is fragmented: give a smaller --mib");
-		return false;
-	}
-	if (!save_sysctls()) {
-		error("no sysctls to fragment memory by: set CONFIG_COMPACTION=y");
-		return false;
-	}
-	if (granule_supported())
-		granule_repair(true);
-	run_alone(false);
-	ok = run_fragmented(bench, fragment, &res);
-	run_alone(true);
-	if (granule_supported())
-		granule_repair(false);
-	if (ok)
-		print_fragmented(bench, fragment, &res);
-	return ok;
-}
-
 /* Why this kernel has no memory of a configuration, or NULL where it has. */
 static const char *find_missing(const struct bench *bench, enum config_id id)
 {
@@ -1614,9 +986,10 @@ static void print_missing(const struct bench *bench)
 }
 
 /*
- * What a flush costs on x86: mprotect() of a few granules, once with a ceiling so
- * low that all of the TLB is flushed, and once with one so high that it is entry
- * by entry. What it takes to fill the TLB again is not among instructions.
+ * Measure a flush on x86: mprotect() of a few granules, once with a ceiling so
+ * low that it flushes all of the TLB, and once with one so high that it flushes
+ * entry by entry. Counting instructions does not show the cost of filling the
+ * TLB again.
  */
 #define CEILING		"/sys/kernel/debug/x86/tlb_single_page_flush_ceiling"
 #define CEILING_MAX	8
@@ -1718,7 +1091,7 @@ static int create_text(const char *dir, size_t len)
 		if (write(fd, buf, sizeof(buf)) != sizeof(buf))
 			break;
 	}
-	/* What is dirty stays in the page cache. */
+	/* Dirty pages stay in the page cache. */
 	if (done < len || fsync(fd)) {
 		close(fd);
 		return -1;
@@ -1750,7 +1123,7 @@ static const struct fragment *find_fragment(const char *name)
 {
 	unsigned int i;
 
-	for (i = 0; i < ARRAY_SIZE(fragments); i++) {
+	for (i = 0; i < NR_FRAGMENTS; i++) {
 		if (!strcmp(fragments[i].name, name))
 			return &fragments[i];
 	}
@@ -1791,7 +1164,7 @@ static void print_usage(FILE *fp)
 	for (i = 0; i < NR_STAGES; i++)
 		fprintf(fp, "  %-16s  %s\n", stages[i].name, stages[i].what);
 	fprintf(fp, "\nfragmented memory, full of single pages that\n");
-	for (i = 0; i < ARRAY_SIZE(fragments); i++)
+	for (i = 0; i < NR_FRAGMENTS; i++)
 		fprintf(fp, "  %-16s  %s, for %s\n", fragments[i].name,
 			fragments[i].filler->what, fragments[i].config_name);
 }

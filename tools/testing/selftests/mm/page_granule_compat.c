@@ -113,28 +113,9 @@ static bool reporter_end(struct reporter *rep)
 	return waitpid(rep->pid, &status, 0) == rep->pid && !status;
 }
 
-/* The number after @name in /proc/PID/status, or -1. */
-static long status_kb(pid_t pid, const char *name)
-{
-	char path[64], line[256];
-	size_t len = strlen(name);
-	long val = -1;
-	FILE *file;
-
-	snprintf(path, sizeof(path), "/proc/%d/status", pid);
-	file = fopen(path, "r");
-	if (!file)
-		return -1;
-	while (fgets(line, sizeof(line), file)) {
-		if (!strncmp(line, name, len) && line[len] == ':' &&
-		    sscanf(line + len + 1, "%ld kB", &val) == 1)
-			break;
-	}
-	fclose(file);
-	return val;
-}
-
-/* How many VMAs of a process are tagged, populate granules or have whole ones? */
+/*
+ * How many VMAs of a process are tagged, populate granules or have whole ones?
+ */
 static int tagged_vmas(pid_t pid)
 {
 	char path[64], line[512];
@@ -232,12 +213,12 @@ TEST_F(page_granule_compat, never_tagged)
 	EXPECT_EQ(rep->report.get[PR_GRANULE_MMAP], BASE_SIZE);
 	EXPECT_EQ(rep->report.get[PR_GRANULE_EXEC], GRANULE_SIZE);
 	EXPECT_EQ(tagged_vmas(rep->pid), 0);
-	EXPECT_EQ(status_kb(rep->pid, "PageGranule"), 4);
-	EXPECT_EQ(status_kb(rep->pid, "PageGranuleExec"), 64);
+	EXPECT_EQ(granule_status_kb(rep->pid, "PageGranule:"), 4);
+	EXPECT_EQ(granule_status_kb(rep->pid, "PageGranuleExec:"), 64);
 	ASSERT_TRUE(reporter_end(rep));
 }
 
-/* Assert that a 64-bit program is, so that the test above can fail. */
+/* Assert that a 64-bit program is tagged, so that the test above can fail. */
 TEST_F(page_granule_compat, control)
 {
 	struct reporter *rep = &self->rep;
@@ -246,13 +227,16 @@ TEST_F(page_granule_compat, control)
 	EXPECT_EQ(rep->report.bits, 64);
 	EXPECT_EQ(rep->report.get[PR_GRANULE_MMAP], GRANULE_SIZE);
 	EXPECT_GT(tagged_vmas(rep->pid), 0);
-	EXPECT_EQ(status_kb(rep->pid, "PageGranule"), 64);
-	EXPECT_EQ(status_kb(rep->pid, "PageGranuleExec"), 64);
+	EXPECT_EQ(granule_status_kb(rep->pid, "PageGranule:"), 64);
+	EXPECT_EQ(granule_status_kb(rep->pid, "PageGranuleExec:"), 64);
 	EXPECT_TRUE(granule_aligned(rep->report.places[COMPAT_64K]));
 	ASSERT_TRUE(reporter_end(rep));
 }
 
-/* Assert that a 64-bit program which a 32-bit one starts has what that inherited. */
+/*
+ * Assert that a 64-bit program started by a 32-bit one gets the setting that
+ * the 32-bit one inherited.
+ */
 TEST_F(page_granule_compat, kept_for_next_exec)
 {
 	struct reporter *rep = &self->rep;
@@ -267,7 +251,9 @@ TEST_F(page_granule_compat, kept_for_next_exec)
 	ASSERT_TRUE(reporter_end(rep));
 }
 
-/* Assert that 65536 is EOPNOTSUPP in both scopes, and that 4096 and 0 are fine. */
+/*
+ * Assert that 65536 is EOPNOTSUPP in both scopes, and that 4096 and 0 are fine.
+ */
 TEST_F(page_granule_compat, prctl_refused)
 {
 	static const unsigned long inherited[] = { BASE_SIZE, GRANULE_SIZE };
@@ -286,12 +272,14 @@ TEST_F(page_granule_compat, prctl_refused)
 			EXPECT_EQ(report->set_0[scope], 0);
 			EXPECT_EQ(report->get_after_4k[scope], BASE_SIZE);
 		}
-		EXPECT_EQ(status_kb(rep->pid, "PageGranuleExec"), 4);
+		EXPECT_EQ(granule_status_kb(rep->pid, "PageGranuleExec:"), 4);
 		ASSERT_TRUE(reporter_end(rep));
 	}
 }
 
-/* Assert that MAP_GRANULE_64KB is EOPNOTSUPP, and that MAP_GRANULE_4KB is fine. */
+/*
+ * Assert that MAP_GRANULE_64KB is EOPNOTSUPP, and that MAP_GRANULE_4KB is fine.
+ */
 TEST_F(page_granule_compat, mmap_refused)
 {
 	struct reporter *rep = &self->rep;
@@ -306,7 +294,9 @@ TEST_F(page_granule_compat, mmap_refused)
 	ASSERT_TRUE(reporter_end(rep));
 }
 
-/* Assert that what is inherited moves nothing in a 32-bit address space. */
+/*
+ * Assert that an inherited setting moves no mapping in a 32-bit address space.
+ */
 TEST_F(page_granule_compat, nothing_moves)
 {
 	struct compat_report without;
@@ -329,7 +319,9 @@ TEST_F(page_granule_compat, nothing_moves)
 		EXPECT_EQ(rep->report.pieces[i], without.pieces[i]);
 }
 
-/* Assert that mappings of 64 KiB next to each other merge, as without granules. */
+/*
+ * Assert that mappings of 64 KiB next to each other merge, as without granules.
+ */
 TEST_F(page_granule_compat, neighbours_merge)
 {
 	struct reporter *rep = &self->rep;

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Page granule: what it costs others. Reclaim, a neighbour in the same cgroup, the
- * shrinkers, zswap, memory hotplug, mbind() and the CPU time that kernel threads take
- * are looked at with 4 KiB pages, with 64 KiB mTHP and with granules, in one boot. A
- * granule is to cost others what 64K mTHP costs them. Not a test: each row says what
- * bound it has, and scripts that print the table compare.
+ * Page granule: what it costs others. Reclaim, a neighbour in the same cgroup,
+ * the shrinkers, zswap, memory hotplug, mbind() and the CPU time that kernel
+ * threads take are looked at with 4 KiB pages, with 64 KiB mTHP and with
+ * granules, in one boot. A granule is to cost others what 64K mTHP costs them.
+ * Not a test: each row says what bound it has, and scripts that print the table
+ * compare.
  *
  * Prints JSON, an object for each row and configuration. Counts need no special
  * machine; CPU time needs one on which time passes, not qemu -icount.
@@ -34,19 +35,13 @@
 #include "vm_util.h"
 #include "page_granule_util.h"
 
-#ifndef MADV_PAGEOUT
-#define MADV_PAGEOUT	21
-#endif
-
-#define MIB		(1024 * 1024UL)
-#define GRANULE_ORDER	4
 #define MAX_REPEAT	9
 #define MAX_BLOCKS	64
 
 #define RECLAIM_LIMIT	(64 * MIB)
 #define RECLAIM_LEN	(160 * MIB)
 
-/* What is idle and what is active do not fit the limit together. */
+/* Idle and active memory together exceed the limit. */
 #define SHARED_LIMIT	(128 * MIB)
 #define IDLE_LEN	(96 * MIB)
 #define ACTIVE_LEN	(112 * MIB)
@@ -63,7 +58,10 @@
 #define SHRINK_ROUNDS	4
 #define SHRINK_USECONDS	(200 * 1000)
 
-/* The attack on repair: granules that one process breaks, in as many page tables. */
+/*
+ * The attack on repair: granules that one process breaks, in as many page
+ * tables.
+ */
 #define BROKEN		64UL
 #define BURST		16384UL
 #define BROKEN_STEP	(2 * MIB)
@@ -73,7 +71,6 @@
 #define VICTIM_SECOND	2
 
 #define KTHREAD_FLAG	0x00200000UL
-#define MEMORY_BLOCKS	"/sys/devices/system/memory"
 
 enum column_id {
 	COLUMN_4K,
@@ -116,8 +113,8 @@ enum row_id {
 };
 
 /*
- * What a granule may cost: @op, and @times what column @of has, or 1, and @plus: what
- * the numbers differ by from one run to the next where they are small.
+ * A granule may cost @op @times column @of, or 1, and @plus: the difference
+ * between two runs where numbers are small.
  */
 struct row {
 	const char *name;
@@ -196,7 +193,7 @@ static const struct row rows[NR_ROWS] = {
 	},
 };
 
-/* What the process that measures tells the one that asked. Shared memory. */
+/* Shared memory, in which the measuring process reports to its parent. */
 static struct values {
 	bool known[NR_ROWS];
 	double value[NR_ROWS];
@@ -207,7 +204,10 @@ static struct values {
 struct part {
 	const char *name;
 	const char *what;
-	/* In a process of its own and, unless the limit is 0, in a cgroup with it. */
+	/*
+	 * In a process of its own and, unless the limit is 0, in a cgroup with
+	 * it.
+	 */
 	bool (*run)(const struct column *column);
 	const char *(*missing)(void);
 	unsigned long limit;		/* of the cgroup, ULONG_MAX: none */
@@ -234,14 +234,6 @@ static void tell(enum row_id row, double value)
 {
 	values->value[row] = value;
 	values->known[row] = true;
-}
-
-static double now(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec + ts.tv_nsec / 1e9;
 }
 
 static char *map(size_t len)
@@ -293,7 +285,7 @@ static double charged_mb(void)
 	return (double)cgroup_number("memory.current") / MIB;
 }
 
-/* Pages that reclaim has looked at, whoever asked for it. */
+/* Pages scanned by reclaim of any origin. */
 static unsigned long count_scanned(void)
 {
 	static const char * const counters[] = {
@@ -362,8 +354,8 @@ static void __noreturn be_idle(void)
 }
 
 /*
- * An idle process with the memory that is looked at, and a neighbour with base pages
- * whatever the settings are, which uses all of its own again and again.
+ * An idle process with the memory that is looked at, and a neighbour with base
+ * pages whatever the settings are, which uses all of its own again and again.
  */
 static bool run_neighbour(const struct column *column)
 {
@@ -385,8 +377,8 @@ static bool run_neighbour(const struct column *column)
 	if (!area || prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0))
 		return failed("the neighbour's memory");
 	fill(area, ACTIVE_LEN);
-	start = now();
-	for (i = 0; i < ACTIVE_ROUNDS && now() - start < ACTIVE_SECONDS; i++)
+	start = granule_now();
+	for (i = 0; i < ACTIVE_ROUNDS && granule_now() - start < ACTIVE_SECONDS; i++)
 		touch(area, ACTIVE_LEN, BASE_SIZE);
 	tell(ROW_IDLE_OUT, swapped_mb(idle));
 	tell(ROW_ACTIVE_OUT, swapped_mb(getpid()));
@@ -406,7 +398,7 @@ static bool shrink(void)
 	return true;
 }
 
-/* Huge pages in each column, and beside them what the column is about. */
+/* Huge pages in each column, and beside them the memory of that column. */
 static void allow_huge_pages(void)
 {
 	struct thp_settings settings;
@@ -624,12 +616,12 @@ static bool run_offline(const struct column *column)
 		return false;
 	}
 	granule_fail_order4(true);
-	start = now();
+	start = granule_now();
 	for (i = 0; i < nr; i++) {
 		gone[i] = !set_block(blocks[i], "offline");
 		offline += gone[i];
 	}
-	seconds = now() - start;
+	seconds = granule_now() - start;
 	granule_fail_order4(false);
 	munmap(area, OFFLINE_LEN);
 	for (i = 0; i < nr; i++) {
@@ -672,7 +664,10 @@ static bool run_mbind(const struct column *column)
 		return failed("memory to be moved");
 	fill(area, MBIND_LEN);
 	granule_fail_order4(true);
-	/* What it did not move it says by EIO. How much that is, is seen below. */
+	/*
+	 * EIO reports that some pages did not move. Their number is counted
+	 * below.
+	 */
 	if (!bind_to(area, MBIND_LEN, MPOL_BIND, 1, MPOL_MF_MOVE | MPOL_MF_STRICT) && errno != EIO)
 		return failed("mbind");
 	granule_fail_order4(false);
@@ -736,8 +731,9 @@ static bool pin_granules(char *area)
 }
 
 /*
- * Break granules for as long as the parent wants. What is pinned cannot be repaired,
- * so two in turn are enough, after many at once; what is not can be, at once.
+ * Break granules for as long as the parent wants. Pinned ones cannot be
+ * repaired, so two in turn are enough, after many at once. Others are repaired
+ * at once.
  */
 static void __noreturn attack(bool pinned)
 {
@@ -766,17 +762,17 @@ static void __noreturn attack(bool pinned)
 	_exit(0);
 }
 
-/* In seconds, or what was waited for if it is not repaired. */
+/* In seconds, or the time waited if it is not repaired. */
 static double time_to_repair(char *granule, double limit)
 {
-	const double start = now();
+	const double start = granule_now();
 	int fd = granule_open_pagemap();
 
 	break_granule(granule, 3);
-	while (granule_state(fd, granule) != GRANULE_WHOLE && now() - start < limit)
+	while (granule_state(fd, granule) != GRANULE_WHOLE && granule_now() - start < limit)
 		usleep(10 * 1000);
 	close(fd);
-	return now() - start;
+	return granule_now() - start;
 }
 
 static bool run_attack(const struct column *column, char *granule, bool pinned,
@@ -800,15 +796,15 @@ static bool run_attack(const struct column *column, char *granule, bool pinned,
 		}
 		usleep(10 * 1000);
 	}
-	start = now();
+	start = granule_now();
 	cpu = kthread_seconds();
 	sleep(VICTIM_SECOND);
 	if (column->tagged)
 		waited = time_to_repair(granule, ATTACK_SECONDS - VICTIM_SECOND);
-	while (now() - start < ATTACK_SECONDS)
+	while (granule_now() - start < ATTACK_SECONDS)
 		usleep(10 * 1000);
 	cpu = kthread_seconds() - cpu;
-	seconds = now() - start;
+	seconds = granule_now() - start;
 	set_flag(&values->stop);
 	waitpid(pid, &status, 0);
 	tell(cpu_row, 100 * cpu / seconds);
@@ -817,12 +813,18 @@ static bool run_attack(const struct column *column, char *granule, bool pinned,
 	return !status;
 }
 
-/* Two attacks on repair by an unprivileged process, and how this one fares meanwhile. */
+/*
+ * Two attacks on repair by an unprivileged process, and how this one fares
+ * meanwhile.
+ */
 static bool run_repair(const struct column *column)
 {
 	char *granule = map(GRANULE_SIZE);
 
-	/* What the attacker had from this process would be shared, and so left alone. */
+	/*
+	 * Repair would leave memory alone that the attacker shares with this
+	 * process.
+	 */
 	if (!granule || madvise(granule, GRANULE_SIZE, MADV_DONTFORK))
 		return failed("memory for a victim");
 	memset(granule, 1, GRANULE_SIZE);
@@ -925,7 +927,7 @@ static void leave_cgroup(void)
 {
 	unsigned int tries;
 
-	/* Those that have been killed may still be about to leave. */
+	/* Killed processes may still be about to leave. */
 	for (tries = 0; tries < 100 && rmdir(cgroup) && errno == EBUSY; tries++)
 		usleep(20 * 1000);
 }

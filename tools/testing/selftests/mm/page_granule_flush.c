@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Page granule: how often TLBs are flushed, as the kernel counts it with
- * CONFIG_DEBUG_TLBFLUSH. Whatever is done to a granule as a whole takes one flush
- * or none, and on arm64 makes nothing of entries that are present contiguous, or
- * the reverse, which would take another. The same is done to 64 KiB mTHP, for
- * comparison: what that takes is told, but is right whatever it is.
+ * Page granule: how often the kernel flushes TLBs, as CONFIG_DEBUG_TLBFLUSH
+ * counts it. An operation on a whole granule takes one flush or none. On arm64
+ * it neither makes present entries contiguous nor takes that back, which would
+ * take another. Each test does the same to 64 KiB mTHP, and prints that for
+ * comparison only.
  */
 #define _GNU_SOURCE
 #include "kselftest_harness.h"
@@ -14,8 +14,6 @@
 #include <linux/userfaultfd.h>
 #include <pthread.h>
 #include <sched.h>
-#include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -28,21 +26,22 @@
 #include "page_granule_util.h"
 
 #define NR		64UL
-#define GRANULE_ORDER	4
 #define LEN		(NR * GRANULE_SIZE)
 
-/* What others do meanwhile; much less than a flush, or a fold, for each granule. */
+/*
+ * Flushes by others meanwhile: much less than a flush, or a fold, for each
+ * granule.
+ */
 #define SLACK		(NR / 4)
 
 #define COUNTERS_REMEDY	"no counters: set CONFIG_DEBUG_TLBFLUSH=y"
 
-#define NUMA_BALANCING	"/proc/sys/kernel/numa_balancing"
 #define HINT_SECONDS	60
 
 static const char * const flush_counters[] = {
 	"nr_tlb_flush_range", "nr_tlb_flush_mm",
 #ifdef __x86_64__
-	/* Elsewhere what is deferred is but the wait for flushes counted above. */
+	/* Elsewhere only the wait for the flushes counted above is deferred. */
 	"nr_tlb_flush_batch",
 #endif
 };
@@ -113,7 +112,10 @@ static void touch(char *area)
 {
 	unsigned long i;
 
-	/* Each page, for mTHP is changed page by page; no read, which finds zeroes. */
+	/*
+	 * Each page, for mTHP is changed page by page; no read, which finds
+	 * zeroes.
+	 */
 	for (i = 0; i < LEN; i += BASE_SIZE)
 		__atomic_store_n(area + i, 1, __ATOMIC_RELAXED);
 }
@@ -187,7 +189,7 @@ FIXTURE_TEARDOWN(page_granule_flush)
 		self->flushes = flushes();				\
 	} while (0)
 
-/* Of a stage that may flush up to @max times. */
+/* Check a stage that may flush up to @max times. */
 #define EXPECT_FLUSHES(stage, max)					\
 	do {								\
 		self->flushes = flushes() - self->flushes;		\
@@ -207,6 +209,10 @@ FIXTURE_TEARDOWN(page_granule_flush)
 						GRANULE_WHOLE), NR);	\
 	} while (0)
 
+/*
+ * Assert that MADV_DONTNEED takes one flush a granule, and that munmap() takes
+ * one for all.
+ */
 TEST_F(page_granule_flush, zap)
 {
 	unsigned long i;
@@ -223,6 +229,7 @@ TEST_F(page_granule_flush, zap)
 	EXPECT_FLUSHES("munmap", 1);
 }
 
+/* Assert that mprotect() takes one flush a granule, to read-only and back. */
 TEST_F(page_granule_flush, mprotect)
 {
 	unsigned long i;
@@ -241,6 +248,10 @@ TEST_F(page_granule_flush, mprotect)
 	EXPECT_WHOLE(self->area);
 }
 
+/*
+ * Assert that fork takes few flushes, and that copy-on-write takes one a
+ * granule.
+ */
 TEST_F(page_granule_flush, fork_and_cow)
 {
 	pid_t pid;
@@ -248,7 +259,9 @@ TEST_F(page_granule_flush, fork_and_cow)
 	COUNT_START();
 	pid = granule_fork_idle();
 	ASSERT_GT(pid, 0);
-	/* The other pages of the process, which both write to, are among them. */
+	/*
+	 * The other pages of the process, which both write to, are among them.
+	 */
 	EXPECT_FLUSHES("fork", NR / 2);
 	EXPECT_WHOLE(self->area);
 
@@ -259,7 +272,10 @@ TEST_F(page_granule_flush, fork_and_cow)
 	granule_kill_idle(pid);
 }
 
-/* The last to have the memory writes to it without a copy. */
+/*
+ * Assert that the last owner writes to a granule with one flush, and without a
+ * copy.
+ */
 TEST_F(page_granule_flush, reuse)
 {
 	pid_t pid = granule_fork_idle();
@@ -272,6 +288,10 @@ TEST_F(page_granule_flush, reuse)
 	EXPECT_WHOLE(self->area);
 }
 
+/*
+ * Assert that reading zeroes takes no flush, and that writing takes one a
+ * granule.
+ */
 TEST_F(page_granule_flush, write_after_read)
 {
 	ASSERT_EQ(madvise(self->area, LEN, MADV_DONTNEED), 0);
@@ -285,18 +305,21 @@ TEST_F(page_granule_flush, write_after_read)
 	EXPECT_WHOLE(self->area);
 }
 
+/* Assert that paging out takes one flush a granule, and so does swapping in. */
 TEST_F(page_granule_flush, reclaim)
 {
 	int i;
 
 	COUNT_START();
-	/* A page that is in a batch of others, or written back, stays for now. */
+	/*
+	 * A page that is in a batch of others, or written back, stays for now.
+	 */
 	for (i = 0; i < 50 && granule_rss_kb(self->area, LEN); i++) {
 		ASSERT_EQ(madvise(self->area, LEN, MADV_PAGEOUT), 0);
 		usleep(10 * 1000);
 	}
 	if (granule_rss_kb(self->area, LEN))
-		SKIP(return, "no swap: swapon a device");
+		SKIP(return, GRANULE_SWAP_REMEDY);
 	EXPECT_FLUSHES("page-out", NR);
 
 	COUNT_START();
@@ -305,6 +328,7 @@ TEST_F(page_granule_flush, reclaim)
 	EXPECT_WHOLE(self->area);
 }
 
+/* Assert that mremap() takes one flush a granule. */
 TEST_F(page_granule_flush, mremap)
 {
 	char *from, *to;
@@ -322,6 +346,7 @@ TEST_F(page_granule_flush, mremap)
 	EXPECT_WHOLE(self->spare);
 }
 
+/* Assert that write protection by PAGEMAP_SCAN takes one flush a granule. */
 TEST_F(page_granule_flush, pagemap_scan)
 {
 	struct pm_scan_arg arg = { .size = sizeof(arg), .flags = PM_SCAN_WP_MATCHING };
@@ -330,7 +355,7 @@ TEST_F(page_granule_flush, pagemap_scan)
 
 	uffd = granule_uffd_open(UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED);
 	if (uffd < 0)
-		SKIP(return, "no userfaultfd: set CONFIG_USERFAULTFD=y");
+		SKIP(return, GRANULE_UFFD_REMEDY);
 	ASSERT_EQ(uffd_register(uffd, self->area, LEN, false, true, false), 0);
 	COUNT_START();
 	for (i = 0; i < NR; i++) {
@@ -343,12 +368,13 @@ TEST_F(page_granule_flush, pagemap_scan)
 	close(uffd);
 }
 
+/* Assert that migration takes one flush a granule. */
 TEST_F(page_granule_flush, migration)
 {
 	unsigned int node;
 
 	if (!granule_two_nodes())
-		SKIP(return, "one NUMA node: boot with two");
+		SKIP(return, GRANULE_NODES_REMEDY);
 	ASSERT_EQ(syscall(__NR_getcpu, NULL, &node, NULL), 0);
 	COUNT_START();
 	ASSERT_EQ(granule_on_node(self->area, NR, !node, true), NR);
@@ -356,7 +382,10 @@ TEST_F(page_granule_flush, migration)
 	EXPECT_WHOLE(self->area);
 }
 
-/* Granules stay where they are, so that each hint is one flush, and one fault. */
+/*
+ * Assert that each NUMA hint takes one flush and one fault. The granules stay
+ * on their node.
+ */
 TEST_F_TIMEOUT(page_granule_flush, numa_hints, 3 * HINT_SECONDS)
 {
 	unsigned long updates = 0, faults = 0, before, before_faults;
@@ -364,7 +393,7 @@ TEST_F_TIMEOUT(page_granule_flush, numa_hints, 3 * HINT_SECONDS)
 	time_t end;
 
 	if (!granule_two_nodes())
-		SKIP(return, "one NUMA node: boot with two");
+		SKIP(return, GRANULE_NODES_REMEDY);
 	if (access(NUMA_BALANCING, W_OK))
 		SKIP(return, "no NUMA balancing: set CONFIG_NUMA_BALANCING=y");
 	ASSERT_EQ(syscall(__NR_getcpu, NULL, &node, NULL), 0);
@@ -383,7 +412,7 @@ TEST_F_TIMEOUT(page_granule_flush, numa_hints, 3 * HINT_SECONDS)
 	ksft_print_msg("%lu entries, %lu faults\n", updates, faults);
 	EXPECT_GE(faults, NR);
 	EXPECT_FLUSHES("NUMA hints", updates / GRANULE_NR_PAGES);
-	/* What was taken last is given back without a fold as well. */
+	/* Giving back the last access takes no fold either. */
 	touch(self->area);
 	EXPECT_WHOLE(self->area);
 }

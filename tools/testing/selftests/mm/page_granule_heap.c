@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Page granule: heaps that grow by less than a granule, as those of malloc() do:
- * by brk(), and by mprotect() of a part of what has been reserved; and granules that
- * were populated in part, for the VMA did not hold the rest yet.
+ * Page granule: heaps that grow by less than a granule, as malloc() makes them
+ * grow: by brk(), and by mprotect() of a part of what is reserved. Also
+ * granules that were populated in part because the VMA did not hold the rest
+ * yet.
  */
 #define _GNU_SOURCE
 #include "kselftest_harness.h"
@@ -17,13 +18,11 @@
 #include <unistd.h>
 
 #include "vm_util.h"
-#include "hugepage_settings.h"
 #include "page_granule_util.h"
 
-#define MIB		(1024 * 1024UL)
 #define HEAP_LEN	(4 * MIB)
 
-/* What glibc grows the heap of brk() by, if it is asked for little */
+/* The step by which glibc grows the heap of brk() for small requests. */
 #define STEP		(132 * 1024UL)
 
 /* Goals of the design: faults for each MiB, and how much is whole at once. */
@@ -74,12 +73,6 @@ FIXTURE_VARIANT_ADD(page_granule_heap, reserved_page)
 	.step = BASE_SIZE,
 };
 
-/* That of libc may be in use, which is not to know. */
-static char *sys_brk(char *addr)
-{
-	return (char *)syscall(__NR_brk, addr);
-}
-
 static void *reserve(void)
 {
 	return mmap(NULL, 4 * HEAP_LEN, PROT_NONE, ANON_FLAGS | MAP_NORESERVE, -1, 0);
@@ -94,9 +87,9 @@ FIXTURE_SETUP(page_granule_heap)
 	self->pagemap = granule_open_pagemap();
 	ASSERT_GE(self->pagemap, 0);
 	if (variant->brk) {
-		end = sys_brk(NULL);
+		end = granule_brk(NULL);
 		self->base = (char *)granule_round_up(end);
-		ASSERT_EQ(sys_brk(self->base), self->base);
+		ASSERT_EQ(granule_brk(self->base), self->base);
 	} else {
 		self->base = reserve();
 		ASSERT_NE(self->base, MAP_FAILED);
@@ -112,14 +105,14 @@ FIXTURE_TEARDOWN(page_granule_heap)
 }
 
 /* Memory that is reserved, to be made accessible in parts */
-FIXTURE(page_granule_reserved)
+FIXTURE(page_granule_heap_reserved)
 {
 	struct heap heap;
 	char *base;
 	int pagemap;
 };
 
-FIXTURE_SETUP(page_granule_reserved)
+FIXTURE_SETUP(page_granule_heap_reserved)
 {
 	ASSERT_EQ(granule_set(PR_GRANULE_MMAP, GRANULE_SIZE), 0);
 	granule_thp_never();
@@ -130,7 +123,7 @@ FIXTURE_SETUP(page_granule_reserved)
 	self->heap = (struct heap){ .base = self->base };
 }
 
-FIXTURE_TEARDOWN(page_granule_reserved)
+FIXTURE_TEARDOWN(page_granule_heap_reserved)
 {
 	EXPECT_TRUE(granule_invariants_hold());
 	close(self->pagemap);
@@ -140,36 +133,28 @@ static bool grow(struct heap *heap, size_t len)
 {
 	char *end = heap->base + heap->len;
 
-	if (heap->brk ? sys_brk(end + len) != end + len : mprotect(end, len, PROT_RW))
+	if (heap->brk ? granule_brk(end + len) != end + len : mprotect(end, len, PROT_RW))
 		return false;
 	heap->len += len;
 	return true;
 }
 
-/* Give memory back as free() does, and what was in it. */
+/* Give memory back as free() does, with its contents. */
 static bool shrink(struct heap *heap, size_t len)
 {
 	char *end = heap->base + heap->len - len;
 
-	if (heap->brk ? sys_brk(end) != end :
+	if (heap->brk ? granule_brk(end) != end :
 			madvise(end, len, MADV_DONTNEED) || mprotect(end, len, PROT_NONE))
 		return false;
 	heap->len -= len;
 	return true;
 }
 
-static bool reads_zero(const char *addr, size_t len)
-{
-	size_t i;
-
-	for (i = 0; i < len; i++) {
-		if (addr[i])
-			return false;
-	}
-	return true;
-}
-
-/* Assert that a heap has few faults, and is of whole granules at once, none copied. */
+/*
+ * Assert that a heap takes few faults, has whole granules at once, and copies
+ * none.
+ */
 TEST_F(page_granule_heap, grows)
 {
 	long faults = minor_faults();
@@ -192,7 +177,7 @@ TEST_F(page_granule_heap, grows)
 	EXPECT_EQ(granule_vmstat("granule_repair"), repaired);
 }
 
-/* Assert that nothing is mapped that the program cannot access yet. */
+/* Assert that no page is mapped that the program cannot access yet. */
 TEST_F(page_granule_heap, no_further)
 {
 	ASSERT_TRUE(grow(&self->heap, 3 * BASE_SIZE));
@@ -205,7 +190,7 @@ TEST_F(page_granule_heap, no_further)
 	EXPECT_EQ(granule_rss_kb(self->base, GRANULE_SIZE), 64);
 }
 
-/* Assert that memory that was given back and is taken again reads as zero. */
+/* Assert that heap memory that was given back and taken again reads as zero. */
 TEST_F(page_granule_heap, given_back)
 {
 	size_t keep, len;
@@ -217,12 +202,15 @@ TEST_F(page_granule_heap, given_back)
 		ASSERT_TRUE(shrink(&self->heap, len - keep * BASE_SIZE));
 		len -= keep * BASE_SIZE;
 		ASSERT_TRUE(grow(&self->heap, len));
-		EXPECT_TRUE(reads_zero(self->base + self->heap.len - len, len))
+		EXPECT_TRUE(granule_is_filled(self->base + self->heap.len - len, len, 0))
 			TH_LOG("%zu pages were kept", keep);
 	}
 }
 
-/* Assert the same where somebody can still read the page that was given back. */
+/*
+ * Assert that such memory reads as zero, too, while a pipe still holds its old
+ * page.
+ */
 TEST_F(page_granule_heap, still_in_a_pipe)
 {
 	static char page[BASE_SIZE];
@@ -240,7 +228,7 @@ TEST_F(page_granule_heap, still_in_a_pipe)
 
 	ASSERT_TRUE(shrink(&self->heap, BASE_SIZE));
 	ASSERT_TRUE(grow(&self->heap, 5 * BASE_SIZE));
-	EXPECT_TRUE(reads_zero(self->base + BASE_SIZE, 5 * BASE_SIZE));
+	EXPECT_TRUE(granule_is_filled(self->base + BASE_SIZE, 5 * BASE_SIZE, 0));
 	memset(self->base + BASE_SIZE, 0x33, 5 * BASE_SIZE);
 	ASSERT_EQ(read(fds[0], page, sizeof(page)), (ssize_t)sizeof(page));
 	EXPECT_EQ(page[0], 0x22);
@@ -250,7 +238,9 @@ TEST_F(page_granule_heap, still_in_a_pipe)
 	close(fds[1]);
 }
 
-/* Assert that a child and its parent do not see each other's part of the last block. */
+/*
+ * Assert that parent and child do not see each other's part of the last block.
+ */
 TEST_F(page_granule_heap, fork)
 {
 	int status;
@@ -265,27 +255,33 @@ TEST_F(page_granule_heap, fork)
 		if (!grow(&self->heap, 4 * BASE_SIZE))
 			_exit(1);
 		usleep(100 * 1000);
-		if (!reads_zero(self->base + 3 * BASE_SIZE, 4 * BASE_SIZE))
+		if (!granule_is_filled(self->base + 3 * BASE_SIZE, 4 * BASE_SIZE, 0))
 			_exit(2);
 		memset(self->base, 2, 7 * BASE_SIZE);
 		usleep(100 * 1000);
 		_exit(self->base[0] == 2 && self->base[7 * BASE_SIZE - 1] == 2 ? 0 : 3);
 	}
 	ASSERT_TRUE(grow(&self->heap, 4 * BASE_SIZE));
-	EXPECT_TRUE(reads_zero(self->base + 3 * BASE_SIZE, 4 * BASE_SIZE));
+	EXPECT_TRUE(granule_is_filled(self->base + 3 * BASE_SIZE, 4 * BASE_SIZE, 0));
 	memset(self->base + 3 * BASE_SIZE, 3, 4 * BASE_SIZE);
 	ASSERT_EQ(waitpid(pid, &status, 0), pid);
 	EXPECT_EQ(status, 0);
 	EXPECT_EQ(self->base[0], 1);
 	EXPECT_EQ(self->base[3 * BASE_SIZE], 3);
-	/* The child is gone, but what it made read-only is not exclusive. */
+	/*
+	 * The child is gone, but pages that fork made read-only are not
+	 * exclusive.
+	 */
 	ASSERT_TRUE(grow(&self->heap, 9 * BASE_SIZE));
-	EXPECT_TRUE(reads_zero(self->base + 7 * BASE_SIZE, 9 * BASE_SIZE));
+	EXPECT_TRUE(granule_is_filled(self->base + 7 * BASE_SIZE, 9 * BASE_SIZE, 0));
 	memset(self->base, 4, GRANULE_SIZE);
 	EXPECT_EQ(self->base[GRANULE_SIZE - 1], 4);
 }
 
-/* Assert that a child keeps what its parent gives back and takes again. */
+/*
+ * Assert that a child keeps the contents that its parent gives back and takes
+ * again.
+ */
 TEST_F(page_granule_heap, fork_keeps)
 {
 	int status, ready[2];
@@ -306,7 +302,7 @@ TEST_F(page_granule_heap, fork_keeps)
 	}
 	ASSERT_TRUE(shrink(&self->heap, 2 * BASE_SIZE));
 	ASSERT_TRUE(grow(&self->heap, 2 * BASE_SIZE));
-	EXPECT_TRUE(reads_zero(self->base + 3 * BASE_SIZE, 2 * BASE_SIZE));
+	EXPECT_TRUE(granule_is_filled(self->base + 3 * BASE_SIZE, 2 * BASE_SIZE, 0));
 	memset(self->base + 3 * BASE_SIZE, 0x66, 2 * BASE_SIZE);
 	close(ready[0]);
 	close(ready[1]);
@@ -314,7 +310,10 @@ TEST_F(page_granule_heap, fork_keeps)
 	EXPECT_EQ(status, 0);
 }
 
-/* Assert that nothing is populated before it is accessed once granules are off. */
+/*
+ * Assert that with granules switched off the kernel populates no page before
+ * its first access.
+ */
 TEST_F(page_granule_heap, switched_off)
 {
 	ASSERT_TRUE(grow(&self->heap, 2 * BASE_SIZE));
@@ -326,13 +325,13 @@ TEST_F(page_granule_heap, switched_off)
 	ASSERT_EQ(granule_set_enabled(true), 0);
 }
 
-/* Assert that userfaultfd sees a fault on each page that it waits for. */
-TEST_F(page_granule_reserved, monitored)
+/* Assert that userfaultfd sees a fault on each page that it monitors. */
+TEST_F(page_granule_heap_reserved, monitored)
 {
 	int uffd = granule_uffd_open(0);
 
 	if (uffd < 0)
-		SKIP(return, "no userfaultfd: set CONFIG_USERFAULTFD=y");
+		SKIP(return, GRANULE_UFFD_REMEDY);
 	ASSERT_TRUE(grow(&self->heap, 2 * BASE_SIZE));
 	self->base[0] = 1;
 	ASSERT_EQ(uffd_register(uffd, self->base, GRANULE_SIZE, true, false, false), 0);
@@ -359,10 +358,10 @@ static void call_shrinkers(void)
 }
 
 /*
- * Assert that what is charged for a heap that does not grow is freed when memory is
- * short, and that what was written stays.
+ * Assert that memory pressure frees the pages that are charged to a heap that
+ * does not grow, and that written pages stay.
  */
-TEST_F(page_granule_reserved, put_back)
+TEST_F(page_granule_heap_reserved, put_back)
 {
 	struct granule_cg cg;
 	long before, edges, after;
@@ -384,18 +383,21 @@ TEST_F(page_granule_reserved, put_back)
 	after = granule_cg_read(cg.dir, "memory.current", NULL) - before;
 	ksft_print_msg("%lu heaps of a page each: %ld kB, then %ld kB\n", MANY, edges / 1024,
 		       after / 1024);
-	/* What a CPU has charged in advance is in either. */
+	/* Both include the charges that a CPU makes in advance. */
 	EXPECT_GE(edges, (long)(MANY * GRANULE_SIZE - CHARGE_SLACK));
 	EXPECT_LE(after, (long)(MANY * BASE_SIZE * 2 + CHARGE_SLACK));
 	for (i = 0; i < MANY; i++)
 		EXPECT_EQ(*nth(area, 2 * i), (char)(i + 1));
-	/* What was freed is not mapped again, and what is new is zero. */
+	/* Freed pages are not mapped again, and new ones are zero. */
 	ASSERT_EQ(mprotect(area, GRANULE_SIZE, PROT_RW), 0);
-	EXPECT_TRUE(reads_zero(area + BASE_SIZE, GRANULE_SIZE - BASE_SIZE));
+	EXPECT_TRUE(granule_is_filled(area + BASE_SIZE, GRANULE_SIZE - BASE_SIZE, 0));
 	granule_cg_remove(&cg);
 }
 
-/* Assert that a folio, all of which is mapped again, is not split for it was not. */
+/*
+ * Assert that the shrinker does not split a folio that was mapped in part and
+ * is mapped as a whole again.
+ */
 TEST_F(page_granule_heap, stays_whole)
 {
 	ASSERT_TRUE(grow(&self->heap, BASE_SIZE));
@@ -406,8 +408,11 @@ TEST_F(page_granule_heap, stays_whole)
 	EXPECT_EQ(granule_state(self->pagemap, self->base), GRANULE_WHOLE);
 }
 
-/* Assert that no more is populated than the call was for, of a VMA that it merges. */
-TEST_F(page_granule_reserved, merged)
+/*
+ * Assert that a call that merges with a VMA populates no more than its own
+ * range.
+ */
+TEST_F(page_granule_heap_reserved, merged)
 {
 	char *base = self->base;
 
@@ -420,8 +425,8 @@ TEST_F(page_granule_reserved, merged)
 }
 
 /*
- * Assert that a block whose folio could not be mapped when the heap grew, for somebody
- * had a reference to it, becomes whole by a fault, and that nothing is copied.
+ * Assert that a fault makes a block whole whose folio could not be mapped when
+ * the heap grew because of a reference to it, and that it copies nothing.
  */
 TEST_F(page_granule_heap, extended_later)
 {
@@ -447,31 +452,26 @@ TEST_F(page_granule_heap, extended_later)
 	EXPECT_EQ(self->base[2 * BASE_SIZE - 1], 0x11);
 	EXPECT_EQ(self->base[5 * BASE_SIZE], 0x33);
 	self->base[5 * BASE_SIZE] = 0;
-	EXPECT_TRUE(reads_zero(self->base + 2 * BASE_SIZE, GRANULE_SIZE - 2 * BASE_SIZE));
+	EXPECT_TRUE(granule_is_filled(self->base + 2 * BASE_SIZE, GRANULE_SIZE - 2 * BASE_SIZE, 0));
 	close(fds[0]);
 	close(fds[1]);
 }
 
 /*
- * A granule that is populated in part, because the VMA began in the middle of it: the
- * pages PART_FIRST to PART_END - 1.
+ * A granule that is populated in part, because the VMA began in the middle of
+ * it: the pages PART_FIRST to PART_END - 1.
  */
 #define PART_LEN	(4 * GRANULE_SIZE)
 #define PART_FIRST	8UL
 #define PART_END	12UL
 
-FIXTURE(page_granule_part)
+FIXTURE(page_granule_heap_part)
 {
 	char *area;
 	int pagemap;
 };
 
-static unsigned long present_in(int pagemap, const char *granule)
-{
-	return granule_present_pages(pagemap, granule, GRANULE_SIZE);
-}
-
-FIXTURE_SETUP(page_granule_part)
+FIXTURE_SETUP(page_granule_heap_part)
 {
 	unsigned long i;
 
@@ -485,11 +485,11 @@ FIXTURE_SETUP(page_granule_part)
 			   PART_LEN - PART_FIRST * BASE_SIZE, PROT_RW), 0);
 	for (i = PART_FIRST; i < PART_END; i++)
 		self->area[i * BASE_SIZE] = i;
-	ASSERT_EQ(present_in(self->pagemap, self->area), PART_END - PART_FIRST);
+	ASSERT_EQ(granule_present(self->pagemap, self->area), PART_END - PART_FIRST);
 	ASSERT_EQ(mprotect(self->area, PART_FIRST * BASE_SIZE, PROT_RW), 0);
 }
 
-FIXTURE_TEARDOWN(page_granule_part)
+FIXTURE_TEARDOWN(page_granule_heap_part)
 {
 	EXPECT_TRUE(granule_invariants_hold());
 	close(self->pagemap);
@@ -502,14 +502,17 @@ static bool part_unchanged(const char *area)
 
 	for (i = 0; i < GRANULE_NR_PAGES; i++) {
 		if (area[i * BASE_SIZE] != (i >= PART_FIRST && i < PART_END ? (char)i : 0) ||
-		    !reads_zero(area + i * BASE_SIZE + 1, BASE_SIZE - 1))
+		    !granule_is_filled(area + i * BASE_SIZE + 1, BASE_SIZE - 1, 0))
 			return false;
 	}
 	return true;
 }
 
-/* Assert that one fault fills it, and that it becomes whole. */
-TEST_F(page_granule_part, filled)
+/*
+ * Assert that one fault fills a partly populated granule, and that it becomes
+ * whole.
+ */
+TEST_F(page_granule_heap_part, filled)
 {
 	unsigned long fallback = granule_vmstat("granule_fallback");
 	long faults = minor_faults();
@@ -521,7 +524,7 @@ TEST_F(page_granule_part, filled)
 	self->area[PART_END * BASE_SIZE] = 1;
 	self->area[PART_END * BASE_SIZE] = 0;
 	EXPECT_EQ(minor_faults() - faults, 1);
-	EXPECT_EQ(present_in(self->pagemap, self->area), GRANULE_NR_PAGES);
+	EXPECT_EQ(granule_present(self->pagemap, self->area), GRANULE_NR_PAGES);
 	EXPECT_EQ(granule_vmstat("granule_fallback"), fallback);
 	EXPECT_NE(granule_state(self->pagemap, self->area), GRANULE_WHOLE);
 	granule_repair(true);
@@ -530,19 +533,21 @@ TEST_F(page_granule_part, filled)
 	EXPECT_TRUE(part_unchanged(self->area));
 }
 
-/* Assert that what a read maps is not in the way. */
-TEST_F(page_granule_part, read_first)
+/*
+ * Assert that one fault fills it although a read has mapped zero pages there.
+ */
+TEST_F(page_granule_heap_part, read_first)
 {
 	EXPECT_EQ(*self->area, 0);
-	EXPECT_EQ(present_in(self->pagemap, self->area), PART_END - PART_FIRST + 1);
+	EXPECT_EQ(granule_present(self->pagemap, self->area), PART_END - PART_FIRST + 1);
 	self->area[BASE_SIZE] = 1;
 	self->area[BASE_SIZE] = 0;
-	EXPECT_EQ(present_in(self->pagemap, self->area), GRANULE_NR_PAGES);
+	EXPECT_EQ(granule_present(self->pagemap, self->area), GRANULE_NR_PAGES);
 	EXPECT_TRUE(part_unchanged(self->area));
 }
 
-/* Assert that what mremap() makes room for is filled as well. */
-TEST_F(page_granule_part, mremap)
+/* Assert that a fault fills the part that mremap() made room for as well. */
+TEST_F(page_granule_heap_part, mremap)
 {
 	char *area = granule_reserve(2 * GRANULE_SIZE), *map;
 
@@ -551,10 +556,10 @@ TEST_F(page_granule_part, mremap)
 	map = mmap(area, 3 * BASE_SIZE, PROT_RW, ANON_FLAGS | MAP_FIXED_NOREPLACE, -1, 0);
 	ASSERT_EQ(map, area);
 	area[BASE_SIZE] = 1;
-	EXPECT_EQ(present_in(self->pagemap, area), 1);
+	EXPECT_EQ(granule_present(self->pagemap, area), 1);
 	ASSERT_EQ(mremap(area, 3 * BASE_SIZE, GRANULE_SIZE, 0), area);
 	area[7 * BASE_SIZE] = 1;
-	EXPECT_EQ(present_in(self->pagemap, area), GRANULE_NR_PAGES);
+	EXPECT_EQ(granule_present(self->pagemap, area), GRANULE_NR_PAGES);
 }
 
 static bool has_holes_flag(const char *addr)
@@ -564,8 +569,11 @@ static bool has_holes_flag(const char *addr)
 	return granule_read_smaps(getpid(), addr, &smaps) && granule_has_flag(&smaps, "gh");
 }
 
-/* Assert that nothing is filled once the program has given a part of the VMA back. */
-TEST_F(page_granule_part, given_back)
+/*
+ * Assert that no hole is filled once the program has given back a part of the
+ * VMA.
+ */
+TEST_F(page_granule_heap_part, given_back)
 {
 	static const int advices[] = { MADV_DONTNEED, MADV_FREE, MADV_GUARD_INSTALL };
 	const unsigned long here = PART_END - PART_FIRST;
@@ -584,14 +592,17 @@ TEST_F(page_granule_part, given_back)
 			ASSERT_EQ(madvise(other + BASE_SIZE, BASE_SIZE, advices[i]), 0);
 			EXPECT_TRUE(has_holes_flag(self->area));
 			*self->area = 1;
-			EXPECT_EQ(present_in(pagemap, self->area), here + 1);
-			/* Not by the VMA that remains, or that it becomes, either. */
+			EXPECT_EQ(granule_present(pagemap, self->area), here + 1);
+			/*
+			 * Not by the VMA that remains, or that it becomes,
+			 * either.
+			 */
 			ASSERT_EQ(mprotect(nth(self->area, 1), GRANULE_SIZE, PROT_READ), 0);
 			self->area[BASE_SIZE] = 1;
-			EXPECT_EQ(present_in(pagemap, self->area), here + 2);
+			EXPECT_EQ(granule_present(pagemap, self->area), here + 2);
 			ASSERT_EQ(mprotect(nth(self->area, 1), GRANULE_SIZE, PROT_RW), 0);
 			self->area[2 * BASE_SIZE] = 1;
-			EXPECT_EQ(present_in(pagemap, self->area), here + 3);
+			EXPECT_EQ(granule_present(pagemap, self->area), here + 3);
 			_exit(0);
 		}
 		ASSERT_EQ(waitpid(pid, &status, 0), pid);
@@ -599,11 +610,11 @@ TEST_F(page_granule_part, given_back)
 	}
 	/* The children's were others. */
 	*self->area = 1;
-	EXPECT_EQ(present_in(self->pagemap, self->area), GRANULE_NR_PAGES);
+	EXPECT_EQ(granule_present(self->pagemap, self->area), GRANULE_NR_PAGES);
 }
 
-/* Assert the same of what was given back of a VMA that it is merged with. */
-TEST_F(page_granule_part, merged)
+/* Assert that a VMA with holes passes that on to a VMA that it merges with. */
+TEST_F(page_granule_heap_part, merged)
 {
 	char *next = self->area + PART_LEN;
 
@@ -614,11 +625,13 @@ TEST_F(page_granule_part, merged)
 	ASSERT_EQ(mprotect(next, GRANULE_SIZE, PROT_RW), 0);
 	EXPECT_TRUE(has_holes_flag(self->area));
 	*self->area = 1;
-	EXPECT_EQ(present_in(self->pagemap, self->area), PART_END - PART_FIRST + 1);
+	EXPECT_EQ(granule_present(self->pagemap, self->area), PART_END - PART_FIRST + 1);
 }
 
-/* Assert that what mremap() moves away is not filled either. */
-TEST_F(page_granule_part, moved_away)
+/*
+ * Assert that no fault fills the place that mremap() has moved pages away from.
+ */
+TEST_F(page_granule_heap_part, moved_away)
 {
 	char *moved;
 
@@ -629,8 +642,11 @@ TEST_F(page_granule_part, moved_away)
 	EXPECT_TRUE(has_holes_flag(nth(self->area, 2)));
 }
 
-/* Assert the same of UFFDIO_MOVE. */
-TEST_F(page_granule_part, moved_by_monitor)
+/*
+ * Assert that no fault fills the place that UFFDIO_MOVE has moved pages away
+ * from.
+ */
+TEST_F(page_granule_heap_part, moved_by_monitor)
 {
 	struct uffdio_move move = { .len = BASE_SIZE };
 	int uffd = granule_uffd_open(UFFD_FEATURE_MOVE);
@@ -646,12 +662,15 @@ TEST_F(page_granule_part, moved_by_monitor)
 	ASSERT_EQ(ioctl(uffd, UFFDIO_MOVE, &move), 0);
 	EXPECT_EQ(*to, (char)PART_FIRST);
 	*self->area = 1;
-	EXPECT_EQ(present_in(self->pagemap, self->area), PART_END - PART_FIRST);
+	EXPECT_EQ(granule_present(self->pagemap, self->area), PART_END - PART_FIRST);
 	close(uffd);
 }
 
-/* Assert that memory that is given back, and made accessible again, is not populated. */
-TEST_F(page_granule_part, taken_again)
+/*
+ * Assert that memory that was given back and made accessible again is not
+ * populated.
+ */
+TEST_F(page_granule_heap_part, taken_again)
 {
 	char *area = nth(self->area, 1);
 	const unsigned long kept = 6;
@@ -662,30 +681,36 @@ TEST_F(page_granule_part, taken_again)
 	ASSERT_EQ(madvise(area, GRANULE_SIZE - kept * BASE_SIZE, MADV_DONTNEED), 0);
 	ASSERT_EQ(mprotect(area, GRANULE_SIZE - kept * BASE_SIZE, PROT_NONE), 0);
 	ASSERT_EQ(mprotect(area, GRANULE_SIZE - kept * BASE_SIZE, PROT_RW), 0);
-	EXPECT_EQ(present_in(self->pagemap, nth(self->area, 1)), kept);
+	EXPECT_EQ(granule_present(self->pagemap, nth(self->area, 1)), kept);
 	*area = 1;
-	EXPECT_EQ(present_in(self->pagemap, nth(self->area, 1)), kept + 1);
+	EXPECT_EQ(granule_present(self->pagemap, nth(self->area, 1)), kept + 1);
 }
 
-/* Assert that userfaultfd sees a fault on each page of it. */
-TEST_F(page_granule_part, monitored)
+/*
+ * Assert that userfaultfd sees a fault on each page of a partly populated
+ * granule.
+ */
+TEST_F(page_granule_heap_part, monitored)
 {
 	int uffd = granule_uffd_open(0);
 
 	if (uffd < 0)
-		SKIP(return, "no userfaultfd: set CONFIG_USERFAULTFD=y");
+		SKIP(return, GRANULE_UFFD_REMEDY);
 	ASSERT_EQ(uffd_register(uffd, self->area, PART_LEN, false, true, false), 0);
 	*self->area = 1;
-	EXPECT_EQ(present_in(self->pagemap, self->area), PART_END - PART_FIRST + 1);
+	EXPECT_EQ(granule_present(self->pagemap, self->area), PART_END - PART_FIRST + 1);
 	close(uffd);
 }
 
-/* Assert that a page is a page where the program wants no huge pages. */
-TEST_F(page_granule_part, nohugepage)
+/*
+ * Assert that faults populate single pages where the program wants no huge
+ * pages.
+ */
+TEST_F(page_granule_heap_part, nohugepage)
 {
 	ASSERT_EQ(madvise(self->area, PART_LEN, MADV_NOHUGEPAGE), 0);
 	*self->area = 1;
-	EXPECT_EQ(present_in(self->pagemap, self->area), PART_END - PART_FIRST + 1);
+	EXPECT_EQ(granule_present(self->pagemap, self->area), PART_END - PART_FIRST + 1);
 }
 
 #define PART_ROUNDS	300
@@ -700,8 +725,8 @@ static void *write_lower(void *arg)
 	return NULL;
 }
 
-/* Assert that no write is lost where two threads fill it at once. */
-TEST_F(page_granule_part, at_once)
+/* Assert that no write is lost when two threads fill a granule at once. */
+TEST_F(page_granule_heap_part, at_once)
 {
 	unsigned long i, round, wrong = 0;
 
@@ -719,14 +744,14 @@ TEST_F(page_granule_part, at_once)
 		ASSERT_EQ(pthread_join(thread, NULL), 0);
 		for (i = 0; i < PART_FIRST; i++)
 			wrong += area[i * BASE_SIZE] != 2;
-		EXPECT_EQ(present_in(self->pagemap, area),
+		EXPECT_EQ(granule_present(self->pagemap, area),
 			  GRANULE_NR_PAGES);
 		ASSERT_EQ(munmap(area, 4 * HEAP_LEN), 0);
 	}
 	EXPECT_EQ(wrong, 0);
 }
 
-/* Assert that memory that does not grow takes a page for a page. */
+/* Assert that one fault populates one page in memory that does not grow. */
 TEST(page_granule_heap_fixed)
 {
 	char *area, *map;
@@ -752,7 +777,7 @@ TEST(page_granule_heap_fixed)
 	area[BASE_SIZE] = 1;
 	EXPECT_EQ(granule_present_pages(pagemap, area, GRANULE_SIZE), 2);
 
-	/* What follows is a guard, as behind a stack. */
+	/* A guard follows, as behind a stack. */
 	area = granule_reserve(2 * GRANULE_SIZE);
 	ASSERT_NE(area, NULL);
 	ASSERT_EQ(mmap(area, 3 * BASE_SIZE, PROT_RW, ANON_FLAGS | MAP_FIXED, -1, 0), area);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Page granule: what programs say is respected. Advice against huge pages, what is
- * given back, policies and calls for a part of a granule, monitors, refusals, and
- * who never asked for granules.
+ * Page granule: the kernel respects what programs say. Advice against huge
+ * pages, memory that was given back, policies and calls for a part of a
+ * granule, monitors, refusals, and programs that never asked for granules.
  */
 #define _GNU_SOURCE
 #include "kselftest_harness.h"
@@ -29,37 +29,9 @@
 #include "vm_util.h"
 #include "page_granule_util.h"
 
-#define MB		(1024 * 1024UL)
 #define NR_GRANULES	4UL
 #define NR_PAGES	(NR_GRANULES * GRANULE_NR_PAGES)
 #define AREA_LEN	(NR_GRANULES * GRANULE_SIZE)
-
-#define KSM_SYSFS	"/sys/kernel/mm/ksm/"
-#define NUMA_REMEDY	"not two nodes with memory: boot with numa=fake=2"
-#define SWAP_REMEDY	"no swap: swapon a device with 64 MiB free"
-#define UFFD_REMEDY	"no userfaultfd for it: build the kernel with CONFIG_USERFAULTFD=y"
-
-#ifndef PR_THP_DISABLE_EXCEPT_ADVISED
-#define PR_THP_DISABLE_EXCEPT_ADVISED	2
-#endif
-#ifndef MAP_DROPPABLE
-#define MAP_DROPPABLE	0x08
-#endif
-
-static char *page_at(char *area, unsigned long page)
-{
-	return area + page * BASE_SIZE;
-}
-
-static unsigned long present_in(int pagemap, const char *granule)
-{
-	return granule_present_pages(pagemap, granule, GRANULE_SIZE);
-}
-
-static unsigned long pfn_of(int pagemap, char *area, unsigned long page)
-{
-	return pagemap_get_pfn(pagemap, page_at(area, page));
-}
 
 static void start_afresh(struct __test_metadata *_metadata, int *pagemap)
 {
@@ -70,7 +42,9 @@ static void start_afresh(struct __test_metadata *_metadata, int *pagemap)
 	ASSERT_GE(*pagemap, 0);
 }
 
-/* How many of @nr pages have the one page of zeroes that untagged memory has? */
+/*
+ * How many of @nr pages have the one page of zeroes that untagged memory has?
+ */
 static unsigned long one_zero_page(int pagemap, char *area, unsigned long nr)
 {
 	char *untagged = granule_area(GRANULE_UNTAGGED, BASE_SIZE, 0);
@@ -79,9 +53,9 @@ static unsigned long one_zero_page(int pagemap, char *area, unsigned long nr)
 	if (!untagged)
 		return ULONG_MAX;
 	FORCE_READ(*untagged);
-	zero = pfn_of(pagemap, untagged, 0);
+	zero = granule_pfn(pagemap, untagged, 0);
 	for (i = 0; i < nr; i++)
-		same += pfn_of(pagemap, area, i) == zero;
+		same += granule_pfn(pagemap, area, i) == zero;
 	munmap(untagged, BASE_SIZE);
 	return same;
 }
@@ -107,41 +81,41 @@ static int out_by_switch(char *area, bool out)
 	return granule_set_enabled(!out);
 }
 
-FIXTURE(page_granule_out)
+FIXTURE(page_granule_respect_out)
 {
 	char *tagged;
 	char *contract;
 	int pagemap;
 };
 
-FIXTURE_VARIANT(page_granule_out)
+FIXTURE_VARIANT(page_granule_respect_out)
 {
 	int (*opt)(char *area, bool out);
 	bool contract_advised;
 };
 
-FIXTURE_VARIANT_ADD(page_granule_out, advice)
+FIXTURE_VARIANT_ADD(page_granule_respect_out, advice)
 {
 	.opt = out_by_advice,
 };
 
-FIXTURE_VARIANT_ADD(page_granule_out, thp_disable)
+FIXTURE_VARIANT_ADD(page_granule_respect_out, thp_disable)
 {
 	.opt = out_by_prctl,
 };
 
-FIXTURE_VARIANT_ADD(page_granule_out, except_advised)
+FIXTURE_VARIANT_ADD(page_granule_respect_out, except_advised)
 {
 	.opt = out_but_advised,
 	.contract_advised = true,
 };
 
-FIXTURE_VARIANT_ADD(page_granule_out, enabled)
+FIXTURE_VARIANT_ADD(page_granule_respect_out, enabled)
 {
 	.opt = out_by_switch,
 };
 
-FIXTURE_SETUP(page_granule_out)
+FIXTURE_SETUP(page_granule_respect_out)
 {
 	start_afresh(_metadata, &self->pagemap);
 	self->tagged = granule_area(GRANULE_DEFAULT, AREA_LEN, 0);
@@ -150,54 +124,54 @@ FIXTURE_SETUP(page_granule_out)
 	ASSERT_NE(self->contract, NULL);
 }
 
-FIXTURE_TEARDOWN(page_granule_out)
+FIXTURE_TEARDOWN(page_granule_respect_out)
 {
 	granule_repair(false);
 	EXPECT_EQ(granule_set_enabled(true), 0);
 	EXPECT_TRUE(granule_invariants_hold());
 }
 
-static unsigned long granule_kb(const char *area)
+static unsigned long tagged_kb(const char *area)
 {
-	struct granule_smaps smaps;
-
-	if (!granule_read_smaps(getpid(), area, &smaps) || !smaps.has_granule ||
-	    !granule_has_flag(&smaps, "gr"))
-		return 0;
-	return smaps.granule;
+	return granule_vma_has_flag(area, "gr") ? granule_kb(area) : 0;
 }
 
-/* Assert that faults populate single pages, until that is taken back. */
-TEST_F(page_granule_out, faults)
+/*
+ * Assert that faults populate single pages until the program takes that back.
+ */
+TEST_F(page_granule_respect_out, faults)
 {
-	ASSERT_EQ(granule_kb(self->tagged), 64);
+	ASSERT_EQ(tagged_kb(self->tagged), 64);
 	ASSERT_EQ(variant->opt(self->tagged, true), 0);
-	EXPECT_EQ(granule_kb(self->tagged), 4);
+	EXPECT_EQ(tagged_kb(self->tagged), 4);
 	*page_at(self->tagged, 5) = 1;
-	EXPECT_EQ(present_in(self->pagemap, self->tagged), 1);
+	EXPECT_EQ(granule_present(self->pagemap, self->tagged), 1);
 	EXPECT_TRUE(pagemap_is_populated(self->pagemap, page_at(self->tagged, 5)));
 
 	ASSERT_EQ(variant->opt(self->tagged, false), 0);
-	EXPECT_EQ(granule_kb(self->tagged), 64);
+	EXPECT_EQ(tagged_kb(self->tagged), 64);
 	*nth(self->tagged, 1) = 1;
 	EXPECT_EQ(granule_state(self->pagemap, nth(self->tagged, 1)), GRANULE_WHOLE);
 }
 
-/* Assert that reads map the one zero page, and a write then one page. */
-TEST_F(page_granule_out, reads)
+/*
+ * Assert that a read maps the one zero page, and that a write then populates
+ * one page.
+ */
+TEST_F(page_granule_respect_out, reads)
 {
 	ASSERT_EQ(variant->opt(self->tagged, true), 0);
 	FORCE_READ(*page_at(self->tagged, 5));
 	FORCE_READ(*page_at(self->tagged, 6));
-	EXPECT_EQ(present_in(self->pagemap, self->tagged), 2);
+	EXPECT_EQ(granule_present(self->pagemap, self->tagged), 2);
 	EXPECT_EQ(one_zero_page(self->pagemap, page_at(self->tagged, 5), 2), 2);
 	*page_at(self->tagged, 5) = 1;
-	EXPECT_EQ(present_in(self->pagemap, self->tagged), 2);
+	EXPECT_EQ(granule_present(self->pagemap, self->tagged), 2);
 	EXPECT_EQ(granule_zero_pages(self->pagemap, self->tagged, GRANULE_SIZE), 1);
 }
 
 /* Assert that a write after fork copies one page. */
-TEST_F(page_granule_out, copies)
+TEST_F(page_granule_respect_out, copies)
 {
 	unsigned long i, copied = 0;
 	pid_t pid;
@@ -212,21 +186,21 @@ TEST_F(page_granule_out, copies)
 
 		*page_at(self->tagged, 5) = 2;
 		for (i = 0; i < GRANULE_NR_PAGES; i++)
-			copied += pfn_of(pagemap, self->tagged, i) !=
-				  pfn_of(self->pagemap, self->tagged, i);
+			copied += granule_pfn(pagemap, self->tagged, i) !=
+				  granule_pfn(self->pagemap, self->tagged, i);
 		EXPECT_EQ(copied, 1);
 		_exit(0);
 	}
 	EXPECT_TRUE(granule_child_ends(pid));
 }
 
-/* Assert that swap-in brings one page. */
-TEST_F(page_granule_out, swaps_in)
+/* Assert that swap-in brings in one page. */
+TEST_F(page_granule_respect_out, swaps_in)
 {
 	unsigned long i, present = NR_PAGES;
 
 	if (granule_meminfo_kb("SwapFree") < 64 << 10)
-		SKIP(return, SWAP_REMEDY);
+		SKIP(return, GRANULE_SWAP_REMEDY);
 	granule_fill(self->tagged, AREA_LEN, 1);
 	for (i = 0; i < 50 && present; i++) {
 		ASSERT_EQ(madvise(self->tagged, AREA_LEN, MADV_PAGEOUT), 0);
@@ -236,12 +210,12 @@ TEST_F(page_granule_out, swaps_in)
 	ASSERT_EQ(present, 0);
 	ASSERT_EQ(variant->opt(self->tagged, true), 0);
 	FORCE_READ(*page_at(self->tagged, 5));
-	EXPECT_EQ(present_in(self->pagemap, self->tagged), 1);
+	EXPECT_EQ(granule_present(self->pagemap, self->tagged), 1);
 	EXPECT_TRUE(granule_check(self->tagged, AREA_LEN, 1));
 }
 
-/* Assert that repair leaves it alone. */
-TEST_F(page_granule_out, repair)
+/* Assert that repair leaves the memory alone. */
+TEST_F(page_granule_respect_out, repair)
 {
 	memset(self->tagged, 1, AREA_LEN);
 	ASSERT_EQ(variant->opt(self->tagged, true), 0);
@@ -249,11 +223,14 @@ TEST_F(page_granule_out, repair)
 	granule_repair(true);
 	usleep(1000 * 1000);
 	EXPECT_EQ(granule_state(self->pagemap, self->tagged), GRANULE_BROKEN);
-	EXPECT_EQ(present_in(self->pagemap, self->tagged), GRANULE_NR_PAGES);
+	EXPECT_EQ(granule_present(self->pagemap, self->tagged), GRANULE_NR_PAGES);
 }
 
-/* Assert that each page can be filled by itself, if one is there or not. */
-TEST_F(page_granule_out, uffd_copy)
+/*
+ * Assert that UFFDIO_COPY fills each page by itself, beside present and missing
+ * ones.
+ */
+TEST_F(page_granule_respect_out, uffd_copy)
 {
 	struct uffdio_copy copy = { .len = BASE_SIZE };
 	char *source = granule_area(GRANULE_UNTAGGED, BASE_SIZE, 0);
@@ -266,13 +243,13 @@ TEST_F(page_granule_out, uffd_copy)
 	*self->tagged = 2;
 	uffd = granule_uffd_open(0);
 	if (uffd < 0)
-		SKIP(return, UFFD_REMEDY);
+		SKIP(return, GRANULE_UFFD_REMEDY);
 	ASSERT_EQ(uffd_register(uffd, self->tagged, AREA_LEN, true, false, false), 0);
 	for (i = 1; i < GRANULE_NR_PAGES; i++) {
 		copy.dst = (uintptr_t)page_at(self->tagged, i);
 		copy.src = (uintptr_t)source;
 		filled += !ioctl(uffd, UFFDIO_COPY, &copy) &&
-			  present_in(self->pagemap, self->tagged) == i + 1;
+			  granule_present(self->pagemap, self->tagged) == i + 1;
 	}
 	EXPECT_EQ(filled, GRANULE_NR_PAGES - 1);
 	EXPECT_EQ(*self->tagged, 2);
@@ -280,16 +257,16 @@ TEST_F(page_granule_out, uffd_copy)
 	close(uffd);
 }
 
-/* Assert that a contract granule is populated as a whole all the same. */
-TEST_F(page_granule_out, contract)
+/* Assert that a fault still populates all of a contract granule. */
+TEST_F(page_granule_respect_out, contract)
 {
 	ASSERT_EQ(variant->opt(self->contract, true), 0);
 	*page_at(self->contract, 5) = 1;
-	EXPECT_EQ(present_in(self->pagemap, self->contract), GRANULE_NR_PAGES);
+	EXPECT_EQ(granule_present(self->pagemap, self->contract), GRANULE_NR_PAGES);
 	EXPECT_EQ(granule_state(self->pagemap, self->contract),
 		  variant->contract_advised ? GRANULE_WHOLE : GRANULE_BROKEN);
 	FORCE_READ(*page_at(self->contract, 21));
-	EXPECT_EQ(present_in(self->pagemap, nth(self->contract, 1)), GRANULE_NR_PAGES);
+	EXPECT_EQ(granule_present(self->pagemap, nth(self->contract, 1)), GRANULE_NR_PAGES);
 	ASSERT_EQ(madvise(self->contract, GRANULE_SIZE, MADV_DONTNEED), 0);
 	EXPECT_EQ(granule_filled(self->pagemap, self->contract), 0);
 
@@ -298,8 +275,8 @@ TEST_F(page_granule_out, contract)
 	EXPECT_EQ(granule_state(self->pagemap, nth(self->contract, 2)), GRANULE_WHOLE);
 }
 
-/* Assert that advice for a range counts where the process wants that only. */
-TEST_F(page_granule_out, advised)
+/* Assert that MADV_HUGEPAGE counts under PR_THP_DISABLE_EXCEPT_ADVISED. */
+TEST_F(page_granule_respect_out, advised)
 {
 	if (!variant->contract_advised)
 		return;
@@ -309,26 +286,19 @@ TEST_F(page_granule_out, advised)
 	EXPECT_EQ(granule_state(self->pagemap, self->tagged), GRANULE_WHOLE);
 }
 
-FIXTURE(page_granule_asks)
+FIXTURE(page_granule_respect_asks)
 {
 	int pagemap;
 };
 
-FIXTURE_SETUP(page_granule_asks)
+FIXTURE_SETUP(page_granule_respect_asks)
 {
 	start_afresh(_metadata, &self->pagemap);
 }
 
-FIXTURE_TEARDOWN(page_granule_asks)
+FIXTURE_TEARDOWN(page_granule_respect_asks)
 {
 	EXPECT_EQ(granule_set_enabled(true), 0);
-}
-
-static bool has_flag(const char *area, const char *flag)
-{
-	struct granule_smaps smaps;
-
-	return granule_read_smaps(getpid(), area, &smaps) && granule_has_flag(&smaps, flag);
 }
 
 static char *map_len(size_t len, int flags)
@@ -336,8 +306,8 @@ static char *map_len(size_t len, int flags)
 	return mmap(NULL, len, PROT_RW, ANON_FLAGS | flags, -1, 0);
 }
 
-/* Assert that nothing is tagged any more when granules are switched off. */
-TEST_F(page_granule_asks, switched_off)
+/* Assert that nothing new is tagged once granules are switched off. */
+TEST_F(page_granule_respect_asks, switched_off)
 {
 	char *area;
 	pid_t pid;
@@ -352,38 +322,38 @@ TEST_F(page_granule_asks, switched_off)
 	/* The default that this process still has, and a child inherits. */
 	area = map_len(AREA_LEN, 0);
 	ASSERT_NE(area, MAP_FAILED);
-	EXPECT_FALSE(has_flag(area, "gr"));
+	EXPECT_FALSE(granule_vma_has_flag(area, "gr"));
 	pid = fork();
 	if (!pid) {
-		area = map_len(3 * MB, 0);
-		EXPECT_FALSE(has_flag(area, "gr"));
+		area = map_len(3 * MIB, 0);
+		EXPECT_FALSE(granule_vma_has_flag(area, "gr"));
 		_exit(0);
 	}
 	EXPECT_TRUE(granule_child_ends(pid));
 	EXPECT_EQ(granule_set(PR_GRANULE_MMAP, BASE_SIZE), 0);
 }
 
-/* Assert that stacks of threads are tagged for those only who ask for it. */
-TEST_F(page_granule_asks, stack)
+/* Assert that stacks of threads are tagged only on request. */
+TEST_F(page_granule_respect_asks, stack)
 {
 	char *area;
 
 	ASSERT_EQ(granule_set(PR_GRANULE_MMAP, GRANULE_SIZE), 0);
-	area = map_len(MB, MAP_STACK);
+	area = map_len(MIB, MAP_STACK);
 	ASSERT_NE(area, MAP_FAILED);
-	EXPECT_FALSE(has_flag(area, "gr"));
-	area[MB - 1] = 1;
-	EXPECT_EQ(granule_present_pages(self->pagemap, area, MB), 1);
-	area = map_len(MB, MAP_STACK | MAP_GRANULE_64KB);
+	EXPECT_FALSE(granule_vma_has_flag(area, "gr"));
+	area[MIB - 1] = 1;
+	EXPECT_EQ(granule_present_pages(self->pagemap, area, MIB), 1);
+	area = map_len(MIB, MAP_STACK | MAP_GRANULE_64KB);
 	ASSERT_NE(area, MAP_FAILED);
-	EXPECT_TRUE(has_flag(area, "gr"));
-	EXPECT_TRUE(has_flag(area, "gc"));
-	area[MB - 1] = 1;
-	EXPECT_EQ(granule_present_pages(self->pagemap, area, MB), GRANULE_NR_PAGES);
+	EXPECT_TRUE(granule_vma_has_flag(area, "gr"));
+	EXPECT_TRUE(granule_vma_has_flag(area, "gc"));
+	area[MIB - 1] = 1;
+	EXPECT_EQ(granule_present_pages(self->pagemap, area, MIB), GRANULE_NR_PAGES);
 }
 
-/* Assert that memory which may be dropped is not tagged. */
-TEST_F(page_granule_asks, droppable)
+/* Assert that memory that the kernel may drop is not tagged. */
+TEST_F(page_granule_respect_asks, droppable)
 {
 	const int flags = MAP_DROPPABLE | MAP_ANONYMOUS;
 	char *area;
@@ -392,7 +362,7 @@ TEST_F(page_granule_asks, droppable)
 	area = mmap(NULL, AREA_LEN, PROT_RW, flags, -1, 0);
 	if (area == MAP_FAILED)
 		SKIP(return, "no MAP_DROPPABLE: run Linux 6.11 or later");
-	EXPECT_FALSE(has_flag(area, "gr"));
+	EXPECT_FALSE(granule_vma_has_flag(area, "gr"));
 	*area = 1;
 	EXPECT_EQ(granule_present_pages(self->pagemap, area, AREA_LEN), 1);
 	errno = 0;
@@ -417,7 +387,9 @@ static unsigned long nr_vmas(void)
 	return nr;
 }
 
-/* How many VMAs do @nr mappings make, in a process that has the default or not? */
+/*
+ * How many VMAs do @nr mappings make, in a process that has the default or not?
+ */
 static long vmas_of(enum granule_kind kind, unsigned long nr, size_t len)
 {
 	unsigned long i, before;
@@ -446,7 +418,7 @@ static long vmas_of(enum granule_kind kind, unsigned long nr, size_t len)
 }
 
 /* Assert that neighbours merge as untagged ones do. */
-TEST_F_TIMEOUT(page_granule_asks, neighbours_merge, 60)
+TEST_F_TIMEOUT(page_granule_respect_asks, neighbours_merge, 60)
 {
 	long untagged = vmas_of(GRANULE_UNTAGGED, 5000, 100 << 10);
 	long tagged = vmas_of(GRANULE_DEFAULT, 5000, 100 << 10);
@@ -458,8 +430,8 @@ TEST_F_TIMEOUT(page_granule_asks, neighbours_merge, 60)
 
 #define MAX_MAP_COUNT	"/proc/sys/vm/max_map_count"
 
-/* Assert that more of them can be mapped than there may be VMAs. */
-TEST_F_TIMEOUT(page_granule_asks, many_mappings, 120)
+/* Assert that a process can have more mappings than it may have VMAs. */
+TEST_F_TIMEOUT(page_granule_respect_asks, many_mappings, 120)
 {
 	unsigned long nr = read_num(MAX_MAP_COUNT);
 
@@ -468,15 +440,17 @@ TEST_F_TIMEOUT(page_granule_asks, many_mappings, 120)
 	EXPECT_GE(vmas_of(GRANULE_DEFAULT, nr + 4470, 196 << 10), 0);
 }
 
-/* Assert that it depends on the length alone where a mapping goes. */
-TEST_F(page_granule_asks, alignment)
+/* Assert that the place of a mapping depends on its length alone. */
+TEST_F(page_granule_respect_asks, alignment)
 {
-	static const size_t lens[] = { 64 << 10, 128 << 10, 192 << 10, MB, 68 << 10,
-				       100 << 10, 196 << 10, 4 << 10, MB + 4096 };
+	static const size_t lens[] = { 64 << 10, 128 << 10, 192 << 10, MIB, 68 << 10,
+				       100 << 10, 196 << 10, 4 << 10, MIB + 4096 };
 	char *untagged, *tagged, *contract;
 	size_t i;
 
-	/* A length that is none of its own, so that it is not at the border already. */
+	/*
+	 * An extra length, so that the next mapping is not aligned by chance.
+	 */
 	ASSERT_NE(map_len(3 * BASE_SIZE, 0), MAP_FAILED);
 	for (i = 0; i < ARRAY_SIZE(lens); i++) {
 		untagged = map_len(lens[i], 0);
@@ -492,7 +466,7 @@ TEST_F(page_granule_asks, alignment)
 			contract = map_len(lens[i], MAP_GRANULE_64KB);
 			ASSERT_NE(contract, MAP_FAILED);
 			EXPECT_TRUE(granule_aligned(contract));
-			EXPECT_TRUE(has_flag(contract, "gc"));
+			EXPECT_TRUE(granule_vma_has_flag(contract, "gc"));
 			munmap(contract, lens[i]);
 		}
 		munmap(tagged, lens[i]);
@@ -500,12 +474,12 @@ TEST_F(page_granule_asks, alignment)
 }
 
 /*
- * Assert that shared memory has granules whatever its length: no VMA of it merges. A
- * database rounds its buffer pool to 8 KiB.
+ * Assert that shared memory has granules whatever its length, since its VMAs
+ * never merge. A database rounds its buffer pool to 8 KiB.
  */
-TEST_F(page_granule_asks, shared_alignment)
+TEST_F(page_granule_respect_asks, shared_alignment)
 {
-	static const size_t lens[] = { 68 << 10, 200 << 10, MB, MB + 4096 };
+	static const size_t lens[] = { 68 << 10, 200 << 10, MIB, MIB + 4096 };
 	size_t i;
 
 	ASSERT_NE(map_len(3 * BASE_SIZE, 0), MAP_FAILED);
@@ -522,7 +496,7 @@ TEST_F(page_granule_asks, shared_alignment)
 }
 
 /* Assert that a length in base pages is refused, and destroys nothing. */
-TEST_F(page_granule_asks, contract_length)
+TEST_F(page_granule_respect_asks, contract_length)
 {
 	static const size_t lens[] = { 1, BASE_SIZE, GRANULE_SIZE - BASE_SIZE,
 				       GRANULE_SIZE + 1, GRANULE_SIZE + BASE_SIZE };
@@ -567,8 +541,11 @@ static unsigned long locked_kb(void)
 	return kb;
 }
 
-/* Assert that nothing but what is asked for is locked or unlocked. */
-TEST_F(page_granule_asks, locked_part)
+/*
+ * Assert that mlock() and munlock() act on the range that they are given, and
+ * no more.
+ */
+TEST_F(page_granule_respect_asks, locked_part)
 {
 	char *contract = granule_area(GRANULE_CONTRACT, AREA_LEN, 0);
 	char *tagged = granule_area(GRANULE_DEFAULT, AREA_LEN, 0);
@@ -601,8 +578,8 @@ TEST_F(page_granule_asks, locked_part)
 	EXPECT_EQ(locked_kb(), before + BASE_SIZE / 1024);
 }
 
-/* Assert that numa_maps has as many pages as there are, of the size they are. */
-TEST_F(page_granule_asks, numa_maps)
+/* Assert that numa_maps shows the right number of pages, and their size. */
+TEST_F(page_granule_respect_asks, numa_maps)
 {
 	static const enum granule_kind kinds[] = { GRANULE_UNTAGGED, GRANULE_DEFAULT,
 						   GRANULE_CONTRACT };
@@ -635,8 +612,11 @@ TEST_F(page_granule_asks, numa_maps)
 	}
 }
 
-/* Assert that who never asked sees one zero page, and who asked runs of them. */
-TEST_F(page_granule_asks, zero_pages)
+/*
+ * Assert that untagged memory has the one zero page, and tagged memory runs of
+ * zero pages.
+ */
+TEST_F(page_granule_respect_asks, zero_pages)
 {
 	struct uffdio_zeropage zero = { .range.len = BASE_SIZE };
 	char *untagged = granule_area(GRANULE_UNTAGGED, AREA_LEN, 0);
@@ -659,7 +639,7 @@ TEST_F(page_granule_asks, zero_pages)
 
 	uffd = granule_uffd_open(0);
 	if (uffd < 0)
-		SKIP(return, UFFD_REMEDY);
+		SKIP(return, GRANULE_UFFD_REMEDY);
 	ASSERT_EQ(uffd_register(uffd, single, AREA_LEN, true, false, false), 0);
 	for (i = 0; i < 20; i++) {
 		zero.range.start = (uintptr_t)page_at(single, i);
@@ -670,36 +650,36 @@ TEST_F(page_granule_asks, zero_pages)
 }
 
 /* Memory that is given back, as balloons do. */
-FIXTURE(page_granule_balloon)
+FIXTURE(page_granule_respect_balloon)
 {
 	char *area;
 	int pagemap;
 };
 
-FIXTURE_VARIANT(page_granule_balloon)
+FIXTURE_VARIANT(page_granule_respect_balloon)
 {
 	enum granule_kind kind;
 	int flags;
 };
 
-FIXTURE_VARIANT_ADD(page_granule_balloon, untagged_shared)
+FIXTURE_VARIANT_ADD(page_granule_respect_balloon, untagged_shared)
 {
 	.kind = GRANULE_UNTAGGED,
 	.flags = MAP_SHARED,
 };
 
-FIXTURE_VARIANT_ADD(page_granule_balloon, default_tagged_shared)
+FIXTURE_VARIANT_ADD(page_granule_respect_balloon, default_tagged_shared)
 {
 	.kind = GRANULE_DEFAULT,
 	.flags = MAP_SHARED,
 };
 
-FIXTURE_VARIANT_ADD(page_granule_balloon, default_tagged)
+FIXTURE_VARIANT_ADD(page_granule_respect_balloon, default_tagged)
 {
 	.kind = GRANULE_DEFAULT,
 };
 
-FIXTURE_SETUP(page_granule_balloon)
+FIXTURE_SETUP(page_granule_respect_balloon)
 {
 	start_afresh(_metadata, &self->pagemap);
 	self->area = granule_area(variant->kind, AREA_LEN, variant->flags);
@@ -707,7 +687,7 @@ FIXTURE_SETUP(page_granule_balloon)
 	memset(self->area, 1, AREA_LEN);
 }
 
-FIXTURE_TEARDOWN(page_granule_balloon)
+FIXTURE_TEARDOWN(page_granule_respect_balloon)
 {
 	EXPECT_TRUE(granule_invariants_hold());
 }
@@ -745,8 +725,8 @@ static void read_kept(char *area, size_t len)
 		FORCE_READ(*p);
 }
 
-/* Assert that reading what was kept brings back nothing that was given back. */
-TEST_F(page_granule_balloon, read)
+/* Assert that reading a kept page brings back no page that was given back. */
+TEST_F(page_granule_respect_balloon, read)
 {
 	pid_t pid;
 
@@ -765,8 +745,8 @@ TEST_F(page_granule_balloon, read)
 	EXPECT_EQ(in_memory(self->area), NR_GRANULES);
 }
 
-/* Assert the same of a write to what was kept. */
-TEST_F(page_granule_balloon, write)
+/* Assert that writing to a kept page brings back none either. */
+TEST_F(page_granule_respect_balloon, write)
 {
 	unsigned long i;
 
@@ -776,10 +756,13 @@ TEST_F(page_granule_balloon, write)
 	EXPECT_EQ(in_memory(self->area), NR_GRANULES);
 }
 
-#define BALLOON_LEN	(12 * MB)
+#define BALLOON_LEN	(12 * MIB)
 
-/* Assert that reading it does not kill where the memory is used elsewhere now. */
-TEST_F_TIMEOUT(page_granule_balloon, at_the_limit, 60)
+/*
+ * Assert that reading kept pages does not exceed the limit when the freed
+ * memory is used elsewhere.
+ */
+TEST_F_TIMEOUT(page_granule_respect_balloon, at_the_limit, 60)
 {
 	struct granule_cg cg;
 	int status;
@@ -815,40 +798,40 @@ TEST_F_TIMEOUT(page_granule_balloon, at_the_limit, 60)
 }
 
 /* Calls that place a part of a granule. */
-FIXTURE(page_granule_part)
+FIXTURE(page_granule_respect_part)
 {
 	char *area;
 	int pagemap;
 };
 
-FIXTURE_VARIANT(page_granule_part)
+FIXTURE_VARIANT(page_granule_respect_part)
 {
 	enum granule_kind kind;
 	bool nohugepage;
 };
 
-FIXTURE_VARIANT_ADD(page_granule_part, untagged)
+FIXTURE_VARIANT_ADD(page_granule_respect_part, untagged)
 {
 	.kind = GRANULE_UNTAGGED,
 };
 
-FIXTURE_VARIANT_ADD(page_granule_part, default_tagged)
+FIXTURE_VARIANT_ADD(page_granule_respect_part, default_tagged)
 {
 	.kind = GRANULE_DEFAULT,
 };
 
-FIXTURE_VARIANT_ADD(page_granule_part, nohugepage)
+FIXTURE_VARIANT_ADD(page_granule_respect_part, nohugepage)
 {
 	.kind = GRANULE_DEFAULT,
 	.nohugepage = true,
 };
 
-FIXTURE_SETUP(page_granule_part)
+FIXTURE_SETUP(page_granule_respect_part)
 {
 	unsigned long mask = 1;
 
 	if (!granule_two_nodes())
-		SKIP(return, NUMA_REMEDY);
+		SKIP(return, GRANULE_NODES_REMEDY);
 	start_afresh(_metadata, &self->pagemap);
 	self->area = granule_area(variant->kind, AREA_LEN, 0);
 	ASSERT_NE(self->area, NULL);
@@ -859,14 +842,17 @@ FIXTURE_SETUP(page_granule_part)
 	ASSERT_EQ(syscall(__NR_set_mempolicy, MPOL_DEFAULT, NULL, 0UL), 0);
 }
 
-FIXTURE_TEARDOWN(page_granule_part)
+FIXTURE_TEARDOWN(page_granule_respect_part)
 {
 	EXPECT_TRUE(granule_check(self->area, AREA_LEN, 1));
 	EXPECT_TRUE(granule_invariants_hold());
 }
 
-/* Assert that each chunk of 8 KiB goes where it is sent, and that this is said. */
-TEST_F(page_granule_part, move_pages)
+/*
+ * Assert that move_pages() moves each chunk of 8 KiB to its node, and reports
+ * that.
+ */
+TEST_F(page_granule_respect_part, move_pages)
 {
 	int nodes[NR_PAGES], told[NR_PAGES], found[NR_PAGES];
 	unsigned long i, wrong = 0, lies = 0;
@@ -883,8 +869,8 @@ TEST_F(page_granule_part, move_pages)
 	EXPECT_EQ(lies, 0);
 }
 
-/* Assert that one page goes to the node it is bound to, and no other page does. */
-TEST_F(page_granule_part, mbind)
+/* Assert that mbind() moves one page to its node, and no other page. */
+TEST_F(page_granule_respect_part, mbind)
 {
 	unsigned long mask = 1UL << 1, i, with = 0;
 	int found[NR_PAGES];
@@ -898,59 +884,42 @@ TEST_F(page_granule_part, mbind)
 	EXPECT_EQ(with, 0);
 }
 
-/* Monitors. */
-static sigjmp_buf fault_env;
-
-static void on_fault(int sig)
-{
-	siglongjmp(fault_env, 1);
-}
-
-/* Is @addr left to a handler? */
-static bool left_to_handler(char *addr)
-{
-	if (sigsetjmp(fault_env, 1))
-		return true;
-	FORCE_READ(*addr);
-	return false;
-}
-
-FIXTURE(page_granule_monitor)
+FIXTURE(page_granule_respect_monitor)
 {
 	char *area;
 	int pagemap;
 };
 
-FIXTURE_VARIANT(page_granule_monitor)
+FIXTURE_VARIANT(page_granule_respect_monitor)
 {
 	enum granule_kind kind;
 	bool nohugepage;
 	bool thp_disable;
 };
 
-FIXTURE_VARIANT_ADD(page_granule_monitor, untagged)
+FIXTURE_VARIANT_ADD(page_granule_respect_monitor, untagged)
 {
 	.kind = GRANULE_UNTAGGED,
 };
 
-FIXTURE_VARIANT_ADD(page_granule_monitor, default_tagged)
+FIXTURE_VARIANT_ADD(page_granule_respect_monitor, default_tagged)
 {
 	.kind = GRANULE_DEFAULT,
 };
 
-FIXTURE_VARIANT_ADD(page_granule_monitor, nohugepage)
+FIXTURE_VARIANT_ADD(page_granule_respect_monitor, nohugepage)
 {
 	.kind = GRANULE_DEFAULT,
 	.nohugepage = true,
 };
 
-FIXTURE_VARIANT_ADD(page_granule_monitor, thp_disable)
+FIXTURE_VARIANT_ADD(page_granule_respect_monitor, thp_disable)
 {
 	.kind = GRANULE_DEFAULT,
 	.thp_disable = true,
 };
 
-FIXTURE_SETUP(page_granule_monitor)
+FIXTURE_SETUP(page_granule_respect_monitor)
 {
 	start_afresh(_metadata, &self->pagemap);
 	if (variant->thp_disable)
@@ -961,12 +930,12 @@ FIXTURE_SETUP(page_granule_monitor)
 		ASSERT_EQ(madvise(self->area, AREA_LEN, MADV_NOHUGEPAGE), 0);
 }
 
-FIXTURE_TEARDOWN(page_granule_monitor)
+FIXTURE_TEARDOWN(page_granule_respect_monitor)
 {
 }
 
-/* Assert that pages are missing which another process has not written to. */
-TEST_F(page_granule_monitor, missing)
+/* Assert that the monitor sees as missing each page that was not written to. */
+TEST_F(page_granule_respect_monitor, missing)
 {
 	unsigned long i, missing = 0, wrong = 0;
 	int go[2], uffd;
@@ -988,16 +957,16 @@ TEST_F(page_granule_monitor, missing)
 	uffd = granule_uffd_open(0);
 	if (uffd < 0) {
 		granule_kill_idle(pid);
-		SKIP(return, UFFD_REMEDY);
+		SKIP(return, GRANULE_UFFD_REMEDY);
 	}
 	ASSERT_EQ(uffd_register(uffd, self->area, AREA_LEN, true, false, false), 0);
 	ASSERT_EQ(write(go[1], "", 1), 1);
 	ASSERT_TRUE(granule_child_ends(pid));
-	ASSERT_NE(signal(SIGBUS, on_fault), SIG_ERR);
+	ASSERT_TRUE(granule_catch_faults());
 	for (i = 0; i < NR_PAGES; i++) {
 		const bool written = i % GRANULE_NR_PAGES == 5;
 
-		if (left_to_handler(page_at(self->area, i))) {
+		if (granule_try_access(page_at(self->area, i), NULL) == SIGBUS) {
 			missing++;
 			wrong += written;
 		} else {
@@ -1009,7 +978,10 @@ TEST_F(page_granule_monitor, missing)
 	close(uffd);
 }
 
-/* KSM counts the zero pages it made by a bit in each entry, and in that one only. */
+/*
+ * KSM counts the zero pages it made by a bit in each entry, and in that one
+ * only.
+ */
 static bool over_soft_dirty(char *area, int pagemap)
 {
 	if (!softdirty_supported())
@@ -1035,7 +1007,7 @@ static bool over_scan(char *area, int pagemap)
 
 	if (uffd < 0 || uffd_register(uffd, area, GRANULE_SIZE, false, true, false))
 		return false;
-	/* As a checkpoint does it: the bits that say what has been written first. */
+	/* As a checkpoint does it: the bits that report writes first. */
 	over_soft_dirty(area, pagemap);
 	return ioctl(pagemap, PAGEMAP_SCAN, &arg) >= 0;
 }
@@ -1068,36 +1040,36 @@ static bool over_fork(char *area, int pagemap)
 	return granule_child_ends(pid);
 }
 
-FIXTURE(page_granule_ksm)
+FIXTURE(page_granule_respect_ksm)
 {
 	char *area;
 	int pagemap;
 };
 
-FIXTURE_VARIANT(page_granule_ksm)
+FIXTURE_VARIANT(page_granule_respect_ksm)
 {
 	bool (*way)(char *area, int pagemap);
 	const char *remedy;
 	bool unmerges;
 };
 
-FIXTURE_VARIANT_ADD(page_granule_ksm, soft_dirty)
+FIXTURE_VARIANT_ADD(page_granule_respect_ksm, soft_dirty)
 {
 	.way = over_soft_dirty,
 	.remedy = "no soft-dirty bits: run it on x86_64, with CONFIG_MEM_SOFT_DIRTY=y",
 };
 
-FIXTURE_VARIANT_ADD(page_granule_ksm, scan)
+FIXTURE_VARIANT_ADD(page_granule_respect_ksm, scan)
 {
 	.way = over_scan,
 	.remedy = "no PAGEMAP_SCAN by userfaultfd: set CONFIG_PTE_MARKER_UFFD_WP=y",
 };
 
-FIXTURE_VARIANT_ADD(page_granule_ksm, mprotect) { .way = over_mprotect };
-FIXTURE_VARIANT_ADD(page_granule_ksm, mremap) { .way = over_mremap, .unmerges = true };
-FIXTURE_VARIANT_ADD(page_granule_ksm, fork) { .way = over_fork };
+FIXTURE_VARIANT_ADD(page_granule_respect_ksm, mprotect) { .way = over_mprotect };
+FIXTURE_VARIANT_ADD(page_granule_respect_ksm, mremap) { .way = over_mremap, .unmerges = true };
+FIXTURE_VARIANT_ADD(page_granule_respect_ksm, fork) { .way = over_fork };
 
-FIXTURE_SETUP(page_granule_ksm)
+FIXTURE_SETUP(page_granule_respect_ksm)
 {
 	start_afresh(_metadata, &self->pagemap);
 	if (ksm_get_full_scans() < 0)
@@ -1106,7 +1078,7 @@ FIXTURE_SETUP(page_granule_ksm)
 	ASSERT_NE(self->area, NULL);
 }
 
-FIXTURE_TEARDOWN(page_granule_ksm)
+FIXTURE_TEARDOWN(page_granule_respect_ksm)
 {
 	granule_write(KSM_SYSFS "run", "0");
 }
@@ -1143,8 +1115,11 @@ static bool ksm_makes_zero_pages(char *area)
 	       ksm_get_self_zero_pages() == GRANULE_NR_PAGES;
 }
 
-/* Assert that KSM has as many zero pages less as were its, when these are gone. */
-TEST_F_TIMEOUT(page_granule_ksm, counted_once, 60)
+/*
+ * Assert that KSM's count of zero pages drops by one for each zero page of this
+ * process that is gone.
+ */
+TEST_F_TIMEOUT(page_granule_respect_ksm, counted_once, 60)
 {
 	const long left = !variant->unmerges;
 	long before = ksm_zero_pages();
@@ -1203,44 +1178,44 @@ static unsigned long get_tag(char *page)
 	return addr >> TAG_SHIFT & 15;
 }
 
-FIXTURE(page_granule_mte)
+FIXTURE(page_granule_respect_mte)
 {
 	char *area;
 	char *page;
 	int pagemap;
 };
 
-FIXTURE_VARIANT(page_granule_mte)
+FIXTURE_VARIANT(page_granule_respect_mte)
 {
 	enum granule_kind kind;
 	int advice;
 };
 
-FIXTURE_VARIANT_ADD(page_granule_mte, default_cold)
+FIXTURE_VARIANT_ADD(page_granule_respect_mte, default_cold)
 {
 	.kind = GRANULE_DEFAULT,
 	.advice = MADV_COLD,
 };
 
-FIXTURE_VARIANT_ADD(page_granule_mte, default_pageout)
+FIXTURE_VARIANT_ADD(page_granule_respect_mte, default_pageout)
 {
 	.kind = GRANULE_DEFAULT,
 	.advice = MADV_PAGEOUT,
 };
 
-FIXTURE_VARIANT_ADD(page_granule_mte, mthp_cold)
+FIXTURE_VARIANT_ADD(page_granule_respect_mte, mthp_cold)
 {
 	.kind = GRANULE_UNTAGGED,
 	.advice = MADV_COLD,
 };
 
-FIXTURE_VARIANT_ADD(page_granule_mte, mthp_pageout)
+FIXTURE_VARIANT_ADD(page_granule_respect_mte, mthp_pageout)
 {
 	.kind = GRANULE_UNTAGGED,
 	.advice = MADV_PAGEOUT,
 };
 
-FIXTURE_SETUP(page_granule_mte)
+FIXTURE_SETUP(page_granule_respect_mte)
 {
 	if (!(getauxval(AT_HWCAP2) & HWCAP2_MTE))
 		SKIP(return, "no memory tags: boot with -machine virt,mte=on");
@@ -1254,13 +1229,13 @@ FIXTURE_SETUP(page_granule_mte)
 	self->page = page_at(self->area, 3);
 }
 
-FIXTURE_TEARDOWN(page_granule_mte)
+FIXTURE_TEARDOWN(page_granule_respect_mte)
 {
 	granule_thp_never();
 }
 
 /* Assert that the tags of one page survive that its folio is split. */
-TEST_F(page_granule_mte, kept)
+TEST_F(page_granule_respect_mte, kept)
 {
 	memset(self->area, 1, GRANULE_SIZE);
 	ASSERT_EQ(granule_state(self->pagemap, self->area), GRANULE_WHOLE);

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Page granule: the granule command of tools/mm/granule, which lies beside this
- * program. Each verb is run on processes whose layout is known, and what it prints
- * is compared with the text that is expected, and with what this test reads itself.
+ * program. Each test runs a verb on processes whose layout it knows, and
+ * compares the output with the text that it expects and with what it reads
+ * itself.
+ *
+ * page_granule_tool_layout.c has these layouts and the texts.
  */
 #define _GNU_SOURCE
 #include "kselftest_harness.h"
 #include <errno.h>
 #include <fcntl.h>
-#include <grp.h>
 #include <linux/ptrace.h>
 #include <linux/userfaultfd.h>
 #include <signal.h>
@@ -23,478 +25,12 @@
 #include <unistd.h>
 
 #include "vm_util.h"
+#include "page_granule_tool.h"
 #include "page_granule_util.h"
-
-#ifndef PR_SET_VMA
-#define PR_SET_VMA		0x53564d41
-#define PR_SET_VMA_ANON_NAME	0
-#endif
-
-#ifndef MADV_GUARD_INSTALL
-#define MADV_GUARD_INSTALL	102
-#endif
 
 #ifndef PTRACE_SET_SYSCALL_INFO
 #define PTRACE_SET_SYSCALL_INFO	0x4212
 #endif
-
-#define UID_USER		1000
-#define MAX_ARGS		16
-#define MAX_OUT			(256 * 1024)
-
-/* Where layouts are: nothing else is, and golden texts may have the addresses. */
-#define BASE			0x100000000000UL
-#define ARENA			((char *)BASE)
-#define EDGED			((char *)BASE + 16 * GRANULE_SIZE)
-#define UNTAGGED		((char *)BASE + 32 * GRANULE_SIZE)
-#define LARGE			((char *)BASE + 64 * GRANULE_SIZE)
-#define LARGE_GRANULES		1024
-
-#define DENSE			((char *)BASE)
-#define SPARSE			((char *)BASE + (64UL << 20))
-#define THREAD			((char *)BASE + (128UL << 20))
-#define ADVISED_GRANULES	256
-
-#define NO_KERNEL \
-	"this kernel has no page granules; boot one that is built with CONFIG_PAGE_GRANULE=y"
-#define DISABLED \
-	"granules are disabled; root can: echo 1 >/sys/kernel/mm/page_granule/enabled"
-
-#define EXPECT_NEAR(val, want, by)	EXPECT_LE(labs((long)(val) - (long)(want)), by)
-
-static char tool_path[PATH_MAX], self_path[PATH_MAX];
-
-/* What a run of the tool came to */
-struct result {
-	int status;		/* exit status, or -signal */
-	char out[MAX_OUT];
-	char err[4096];
-};
-
-static struct result res;
-
-static void read_back(int fd, char *buf, size_t size)
-{
-	ssize_t len = pread(fd, buf, size - 1, 0);
-
-	buf[len > 0 ? len : 0] = '\0';
-	close(fd);
-}
-
-/* The command line of the tool, from its arguments up to NULL */
-static char *argv[MAX_ARGS];
-
-static void set_argv(const char *arg, va_list args)
-{
-	int nr = 1;
-
-	argv[0] = "granule";
-	for (; arg && nr < MAX_ARGS - 1; arg = va_arg(args, const char *))
-		argv[nr++] = (char *)arg;
-	argv[nr] = NULL;
-}
-
-static pid_t start_argv(void (*hook)(void), int out, int err)
-{
-	pid_t pid = fork();
-
-	if (pid)
-		return pid;
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	dup2(out, STDOUT_FILENO);
-	dup2(err, STDERR_FILENO);
-	unsetenv("NO_COLOR");
-	setenv("COLUMNS", "80", 0);
-	if (hook)
-		hook();
-	execv(tool_path, argv);
-	_exit(99);
-}
-
-static int wait_status(pid_t pid)
-{
-	int status;
-
-	if (waitpid(pid, &status, 0) != pid)
-		return -SIGKILL;
-	return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
-}
-
-/* Start the tool, with these arguments up to NULL. */
-static pid_t tool_start(int out, int err, const char *arg, ...)
-{
-	va_list args;
-
-	va_start(args, arg);
-	set_argv(arg, args);
-	va_end(args);
-	return start_argv(NULL, out, err);
-}
-
-/* Run it. What it did is in res. */
-static int tool_hooked(void (*hook)(void), const char *arg, ...)
-{
-	int out = memfd_create("out", MFD_CLOEXEC), err = memfd_create("err", MFD_CLOEXEC);
-	va_list args;
-
-	va_start(args, arg);
-	set_argv(arg, args);
-	va_end(args);
-	res.status = wait_status(start_argv(hook, out, err));
-	read_back(out, res.out, sizeof(res.out));
-	read_back(err, res.err, sizeof(res.err));
-	return res.status;
-}
-
-#define tool(...)	tool_hooked(NULL, __VA_ARGS__, NULL)
-
-static unsigned int count_lines(const char *text)
-{
-	unsigned int nr = 0;
-
-	for (; *text; text++)
-		nr += *text == '\n';
-	return nr;
-}
-
-/* Put "PID" for the number that the text begins with, if it is the one of @pid. */
-static void hide_pid(char *text, pid_t pid)
-{
-	char number[16];
-	size_t len;
-
-	len = snprintf(number, sizeof(number), "%d ", pid);
-	if (strncmp(text, number, len))
-		return;
-	memmove(text + 4, text + len, strlen(text + len) + 1);
-	memcpy(text, "PID ", 4);
-}
-
-static void become_user(void)
-{
-	if (setgroups(0, NULL) || setresgid(UID_USER, UID_USER, UID_USER) ||
-	    setresuid(UID_USER, UID_USER, UID_USER))
-		_exit(98);
-}
-
-static void disable_thp(void)
-{
-	prctl(PR_SET_THP_DISABLE, 1UL, 0UL, 0UL, 0UL);
-}
-
-/*
- * Processes with a known layout. They map and touch what @make does, tell that by a
- * byte, and wait to be killed.
- */
-static pid_t start_layout(bool (*make)(void), bool as_user)
-{
-	int ready[2];
-	char ok = 0;
-	pid_t pid;
-
-	if (pipe(ready))
-		return -1;
-	pid = fork();
-	if (!pid) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		if (as_user) {
-			become_user();
-			prctl(PR_SET_DUMPABLE, 1);
-			prctl(PR_SET_PDEATHSIG, SIGKILL);
-		}
-		prctl(PR_SET_NAME, "layout");
-		ok = make();
-		if (write(ready[1], &ok, 1) != 1)
-			_exit(1);
-		for (;;)
-			pause();
-	}
-	close(ready[1]);
-	if (read(ready[0], &ok, 1) != 1 || !ok) {
-		granule_kill_idle(pid);
-		pid = -1;
-	}
-	close(ready[0]);
-	return pid;
-}
-
-static bool map_at(enum granule_kind kind, char *addr, size_t len, int flags)
-{
-	return granule_mmap(kind, addr, len, PROT_RW, MAP_FIXED_NOREPLACE | flags) == addr;
-}
-
-static bool name_it(char *addr, size_t len, const char *name)
-{
-	return !prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, addr, len, name);
-}
-
-static bool has_names(void)
-{
-	static char page[2 * BASE_SIZE];
-	char *addr = (char *)(((uintptr_t)page + BASE_SIZE) & ~(BASE_SIZE - 1));
-
-	/* EBADF: there are names, but not for memory of a file. */
-	return name_it(addr, BASE_SIZE, NULL) || errno != EINVAL;
-}
-
-/* Every state but swapped, in every kind of mapping */
-static bool make_states(void)
-{
-	if (!map_at(GRANULE_CONTRACT, ARENA, 6 * GRANULE_SIZE, 0) ||
-	    !name_it(ARENA, 6 * GRANULE_SIZE, "arena"))
-		return false;
-	*nth(ARENA, 0) = 1;
-	*byte_of(ARENA, 1) = 1;
-	FORCE_READ(*nth(ARENA, 3));
-	*byte_of(ARENA, 4) = 1;
-
-	if (!map_at(GRANULE_DEFAULT, EDGED - BASE_SIZE, 4 * GRANULE_SIZE + 2 * BASE_SIZE, 0))
-		return false;
-	EDGED[-1] = 1;
-	*nth(EDGED, 0) = 1;
-	*nth(EDGED, 1) = 1;
-	if (madvise(nth(EDGED, 1) + 3 * BASE_SIZE, BASE_SIZE, MADV_DONTNEED))
-		return false;
-	*nth(EDGED, 2) = 1;
-	if (!granule_break(nth(EDGED, 2), 5))
-		return false;
-	*nth(EDGED, 4) = 1;
-
-	if (!map_at(GRANULE_UNTAGGED, UNTAGGED, 4 * GRANULE_SIZE, 0))
-		return false;
-	*nth(UNTAGGED, 0) = 1;
-	*(nth(UNTAGGED, 2) - 1) = 1;
-	*byte_of(UNTAGGED, 3) = 1;
-
-	if (!map_at(GRANULE_CONTRACT, LARGE, LARGE_GRANULES * GRANULE_SIZE, MAP_NORESERVE))
-		return false;
-	*byte_of(LARGE, LARGE_GRANULES - 1) = 1;
-	return true;
-}
-
-/* Touch the first @nr pages of each granule. */
-static void touch(char *addr, unsigned long granules, unsigned long nr)
-{
-	unsigned long i, page;
-
-	for (i = 0; i < granules; i++) {
-		for (page = 0; page < nr; page++)
-			nth(addr, i)[page * BASE_SIZE] = 1;
-	}
-}
-
-static bool make_advised(void)
-{
-	const size_t len = ADVISED_GRANULES * GRANULE_SIZE;
-
-	if (!map_at(GRANULE_UNTAGGED, DENSE, len, 0) || !name_it(DENSE, len, "dense") ||
-	    !map_at(GRANULE_UNTAGGED, SPARSE, len, 0) || !name_it(SPARSE, len, "sparse") ||
-	    !map_at(GRANULE_UNTAGGED, THREAD, len, MAP_STACK))
-		return false;
-	touch(DENSE, ADVISED_GRANULES, 14);
-	touch(SPARSE, ADVISED_GRANULES, 2);
-	touch(THREAD, ADVISED_GRANULES, 2);
-	return true;
-}
-
-#define RANDOM_GRANULES	64
-
-/* A page in three or so, some of them read only, some given back */
-static bool make_random(void)
-{
-	unsigned int i;
-
-	if (!map_at(GRANULE_DEFAULT, ARENA, RANDOM_GRANULES * GRANULE_SIZE, 0))
-		return false;
-	srand(12);
-	for (i = 0; i < 40; i++) {
-		char *page = ARENA + rand() % (RANDOM_GRANULES * GRANULE_NR_PAGES) * BASE_SIZE;
-
-		if (i % 4 == 3)
-			FORCE_READ(*page);
-		else
-			*page = 1;
-		if (i % 5 == 4 && madvise(page, BASE_SIZE, MADV_DONTNEED))
-			return false;
-		if (i % 10 == 9)
-			*page = 1;
-	}
-	return true;
-}
-
-static bool make_swapped(void)
-{
-	if (!map_at(GRANULE_DEFAULT, ARENA, 4 * GRANULE_SIZE, 0))
-		return false;
-	granule_fill(ARENA, 3 * GRANULE_SIZE, 1);
-	if (madvise(nth(ARENA, 1), GRANULE_SIZE, MADV_PAGEOUT) ||
-	    madvise(nth(ARENA, 2), 5 * BASE_SIZE, MADV_PAGEOUT))
-		return false;
-	return true;
-}
-
-static bool make_guarded(void)
-{
-	if (!map_at(GRANULE_DEFAULT, ARENA, 3 * GRANULE_SIZE, 0))
-		return false;
-	granule_fill(ARENA, 2 * GRANULE_SIZE, 1);
-	return !madvise(nth(ARENA, 1), BASE_SIZE, MADV_GUARD_INSTALL) &&
-	       !madvise(nth(ARENA, 2), BASE_SIZE, MADV_GUARD_INSTALL);
-}
-
-/* Write-protect one page. The file that tells of it is to stay open. */
-static bool protect_page(char *area, char *page)
-{
-	struct uffdio_writeprotect wp = {
-		.range = { .start = (uintptr_t)page, .len = BASE_SIZE },
-		.mode = UFFDIO_WRITEPROTECT_MODE_WP,
-	};
-	int uffd = granule_uffd_open(UFFD_FEATURE_PAGEFAULT_FLAG_WP);
-
-	return uffd >= 0 && !uffd_register(uffd, area, GRANULE_SIZE, false, true, false) &&
-	       !ioctl(uffd, UFFDIO_WRITEPROTECT, &wp);
-}
-
-/* A page that was given back and is only read, and a folio that was split in place */
-static bool make_split(void)
-{
-	char command[64];
-
-	if (!map_at(GRANULE_DEFAULT, ARENA, 4 * GRANULE_SIZE, 0))
-		return false;
-	granule_fill(ARENA, 3 * GRANULE_SIZE, 1);
-	FORCE_READ(*nth(ARENA, 3));
-	if (madvise(nth(ARENA, 0) + 3 * BASE_SIZE, BASE_SIZE, MADV_DONTNEED) ||
-	    madvise(nth(ARENA, 3) + 3 * BASE_SIZE, BASE_SIZE, MADV_DONTNEED))
-		return false;
-	FORCE_READ(nth(ARENA, 0)[3 * BASE_SIZE]);
-	snprintf(command, sizeof(command), "%d,0x%lx,0x%lx,0", getpid(),
-		 (unsigned long)nth(ARENA, 1), (unsigned long)nth(ARENA, 2));
-	return !granule_write("/sys/kernel/debug/split_huge_pages", command);
-}
-
-static bool make_protected(void)
-{
-	if (!map_at(GRANULE_DEFAULT, ARENA, 2 * GRANULE_SIZE, 0))
-		return false;
-	granule_fill(ARENA, 2 * GRANULE_SIZE, 1);
-	return protect_page(nth(ARENA, 1), nth(ARENA, 1) + 5 * BASE_SIZE);
-}
-
-static bool make_mergeable(void)
-{
-	if (!map_at(GRANULE_DEFAULT, ARENA, 2 * GRANULE_SIZE, 0))
-		return false;
-	memset(ARENA, 0x4b, 2 * GRANULE_SIZE);
-	return !madvise(ARENA, 2 * GRANULE_SIZE, MADV_MERGEABLE);
-}
-
-/* The golden text of "show", for the whole of it */
-static const char golden_show[] =
-"PID layout: new mappings 4 kB, programs it starts 4 kB\n"
-"\n"
-"ADDRESS           SIZE KIND      RESIDENT     WHOLE       BROKEN NAME\n"
-"100000000000       384 contract       192       192 100%       0 [anon:arena]\n"
-"1000000ff000       264 default        196        64  32%       2 -\n"
-"                        1 with holes, 1 scattered\n"
-"100000400000     65536 contract        64        64 100%       0 -\n"
-"tagged           66184                452       320  70%       2 sizes in kB\n"
-"                        1 with holes, 1 scattered\n";
-
-/* That of "map", from the arena to the end of the large mapping */
-static const char golden_map[] =
-"contract, 384 kB, [anon:arena]\n"
-"  100000000000  ##.0#.\n"
-"default, 264 kB\n"
-"  1000000f0000  u#xx.u\n"
-"untagged, 256 kB\n"
-"  100000200000  uu.u\n"
-"contract, 64 MB\n"
-"  100000400000  1023 empty, 64 MB\n"
-"  1000043f0000  #\n";
-
-/* The same for who may not see PFNs */
-static const char golden_map_user[] =
-"contract, 384 kB, [anon:arena]\n"
-"  100000000000  ##.0#.\n"
-"default, 264 kB\n"
-"  1000000f0000  u?x?.u\n"
-"untagged, 256 kB\n"
-"  100000200000  uu.u\n"
-"contract, 64 MB\n"
-"  100000400000  1023 empty, 64 MB\n"
-"  1000043f0000  #\n";
-
-/* The broken granules of "show" for them */
-static const char golden_show_user[] =
-"       264 default        196        64  32%       2 -\n"
-"                        1 with holes, 1 for reasons that only root may see\n";
-
-static const char golden_legend[] =
-"\n. empty  # whole  x broken  s swapped  0 zeroes  u base pages\n";
-
-static const char golden_legend_user[] =
-"\n. empty  # whole  x broken  s swapped  0 zeroes  u base pages  ? whole or broken\n"
-"Only root may see which are whole.\n";
-
-static const char golden_advise[] =
-"[anon:dense]: yes, 14.0 of 16 pages in use, +14 %\n"
-"    14 MB, in granules 16 MB; 256 faults instead of 3584\n"
-"[anon:sparse]: no, 2.0 of 16 pages in use, +700 %\n"
-"    2048 kB, in granules 16 MB; 256 faults instead of 512\n"
-"stacks of threads and the like: no, 2.0 of 16 pages in use, and they ask for no huge pages\n";
-
-static const char golden_help[] =
-"usage: granule VERB [OPTION]... [ARGUMENT]...\n"
-"\n"
-"  run [-s 64k|4k] [--require] [--] COMMAND [ARG]...\n"
-"      run COMMAND with memory in granules of 64 KiB (or of 4 KiB)\n"
-"  show [--all] [--json] [PID]\n"
-"      show the granules of a process, or all processes that have any\n"
-"  map [--no-color] PID\n"
-"      draw the address space of a process, one character a granule\n"
-"  advise [-t SECONDS] PID\n"
-"      watch a process, and tell what it would gain from granules\n"
-"  stat [SECONDS [COUNT]]\n"
-"      show the counters of all granules since boot, or as rates\n"
-"  supported\n"
-"      show the granules on offer, and what limits them\n"
-"\n"
-"  -h, --help   show this text\n"
-"\n"
-"It exits with 0, with 1 if it fails or if 64 KiB is not supported, and with\n"
-"2 if it is used wrongly. \"run\" exits as COMMAND does, or with 125 if it fails\n"
-"itself, 126 if COMMAND cannot be executed and 127 if it is not found.\n";
-
-static const char golden_stat[] =
-"--------populated--------- ------swap------ -broken and back-\n"
-"   fault fallback      cow       in fallback    split   repair\n";
-
-/* The two sizes in the line of "advise" about memory, in kB */
-static bool parse_memory(const char *line, unsigned long *now, unsigned long *then)
-{
-	return line && sscanf(line, "\nmemory: %lu kB now, %lu kB in granules", now, then) == 2;
-}
-
-/* Cut @text to what begins with the line @first, and has as many lines as @like. */
-static const char *cut(char *text, const char *first, const char *like)
-{
-	unsigned int nr = count_lines(like);
-	char *start = strstr(text, first), *p;
-
-	if (!start)
-		return text;
-	for (p = start; *p && nr; p++)
-		nr -= *p == '\n';
-	*p = '\0';
-	return start;
-}
-
-/* The part of @text from @start on, or "". */
-static const char *from(const char *text, const char *start)
-{
-	return strstr(text, start) ?: "";
-}
 
 FIXTURE(page_granule_tool)
 {
@@ -528,7 +64,10 @@ do {										\
 	snprintf(self->number, sizeof(self->number), "%d", self->pid);		\
 } while (0)
 
-/* Assert that the help is this text, fits a screen, and is found in each way. */
+/*
+ * Assert that the tool prints this help, which fits a screen, in each way to
+ * ask for it.
+ */
 TEST_F(page_granule_tool, help)
 {
 	static const char * const verbs[] = {
@@ -558,7 +97,7 @@ static void disk_full(void)
 	dup2(open("/dev/full", O_WRONLY), STDOUT_FILENO);
 }
 
-/* Assert that it is no success where the output cannot be written. */
+/* Assert that the tool fails if it cannot write its output. */
 TEST_F(page_granule_tool, full_disk)
 {
 	EXPECT_EQ(tool_hooked(disk_full, "supported", NULL), 1);
@@ -567,7 +106,10 @@ TEST_F(page_granule_tool, full_disk)
 	EXPECT_EQ(tool_hooked(disk_full, "map", "--help", NULL), 1);
 }
 
-/* Assert that what is no use of the tool is told from it in a line, with the usage. */
+/*
+ * Assert that the tool reports wrong usage in one line, and then prints the
+ * usage.
+ */
 TEST_F(page_granule_tool, wrong_usage)
 {
 	static const struct {
@@ -626,7 +168,7 @@ TEST_F(page_granule_tool, wrong_usage)
 	}
 }
 
-/* Assert that "show" prints this text, and nothing of what is not tagged. */
+/* Assert that "show" prints this text, and no untagged mapping. */
 TEST_F(page_granule_tool, show)
 {
 	START(make_states, false);
@@ -640,7 +182,10 @@ TEST_F(page_granule_tool, show)
 	EXPECT_NE(strstr(res.out, "[stack]\n"), NULL);
 }
 
-/* Assert that "map" draws this picture, without colors where nobody sees them. */
+/*
+ * Assert that "map" draws this picture, without colors if no terminal shows
+ * them.
+ */
 TEST_F(page_granule_tool, map)
 {
 	START(make_states, false);
@@ -657,7 +202,7 @@ static void narrow(void)
 	setenv("COLUMNS", "35", 1);
 }
 
-/* Assert that rows are as wide as the terminal lets them be, in whole MiB. */
+/* Assert that rows are as wide as the terminal allows, in whole MiB. */
 TEST_F(page_granule_tool, map_width)
 {
 	static const char golden[] =
@@ -696,7 +241,10 @@ static bool make_long(void)
 	return true;
 }
 
-/* Assert that what is long and alike is one line, of what is not empty as well. */
+/*
+ * Assert that "map" folds long equal stretches into a line, not only empty
+ * ones.
+ */
 TEST_F(page_granule_tool, map_folds)
 {
 	static const char golden[] =
@@ -727,7 +275,10 @@ static void no_color(void)
 	setenv("NO_COLOR", "1", 1);
 }
 
-/* Assert that there is color on a terminal only, and not if one wants none. */
+/*
+ * Assert that "map" uses color on a terminal only, and not if the user wants
+ * none.
+ */
 TEST_F(page_granule_tool, map_color)
 {
 	static const struct {
@@ -858,7 +409,10 @@ static void compare_json(struct __test_metadata *_metadata, pid_t pid, const cha
 	close(pagemap);
 }
 
-/* Assert that the JSON is some, and says what the test reads from pagemap itself. */
+/*
+ * Assert that the JSON is valid, and agrees with the pagemap that the test
+ * reads.
+ */
 TEST_F(page_granule_tool, json)
 {
 	const char *object;
@@ -881,7 +435,7 @@ TEST_F(page_granule_tool, json)
 	EXPECT_EQ(json_number(object, "rss_kb"), 452);
 }
 
-/* Assert the same of a layout that nobody has drawn. */
+/* Assert the same for a random layout. */
 TEST_F(page_granule_tool, json_random)
 {
 	START(make_random, false);
@@ -890,7 +444,7 @@ TEST_F(page_granule_tool, json_random)
 	compare_json(_metadata, self->pid, res.out, ARENA, RANDOM_GRANULES * GRANULE_SIZE);
 }
 
-/* What a terminal would not print but do */
+/* Sequences that a terminal would not print but obey */
 static bool has_command(const char *text)
 {
 	return strchr(text, '\033') || strstr(text, "\xc2\x9b");
@@ -902,7 +456,10 @@ static bool make_hostile(void)
 	return make_states();
 }
 
-/* Assert that a name is neither a command to the terminal nor the end of the JSON. */
+/*
+ * Assert that the name of a mapping cannot send commands to the terminal or end
+ * the JSON.
+ */
 TEST_F(page_granule_tool, hostile_name)
 {
 	START(make_hostile, false);
@@ -919,14 +476,17 @@ TEST_F(page_granule_tool, hostile_name)
 	EXPECT_FALSE(has_command(res.out));
 }
 
-/* Assert that what is swapped out is shown as that, and as the reason. */
+/*
+ * Assert that swapped pages are shown as such, and as the reason of a broken
+ * granule.
+ */
 TEST_F(page_granule_tool, swapped)
 {
 	const char *line;
 	int pagemap;
 
 	if (!granule_meminfo_kb("SwapTotal"))
-		SKIP(return, "no swap: swapon a device");
+		SKIP(return, GRANULE_SWAP_REMEDY);
 	START(make_swapped, false);
 	pagemap = open_pagemap(self->pid);
 	ASSERT_GE(pagemap, 0);
@@ -941,7 +501,7 @@ TEST_F(page_granule_tool, swapped)
 	EXPECT_NE(strstr(res.out, "1 partly swapped out\n"), NULL);
 }
 
-/* Assert that a guard page is a reason, and is not taken for a page in swap. */
+/* Assert that a guard page is shown as a reason, and not as a page in swap. */
 TEST_F(page_granule_tool, guarded)
 {
 	START(make_guarded, false);
@@ -951,7 +511,10 @@ TEST_F(page_granule_tool, guarded)
 	EXPECT_NE(strstr(res.out, " 2 with guard pages\n"), NULL);
 }
 
-/* Assert that 16 pages side by side are not taken for a folio, nor read zeroes for it. */
+/*
+ * Assert that neither 16 adjacent pages nor zeroes that were read count as a
+ * folio.
+ */
 TEST_F(page_granule_tool, split)
 {
 	if (access("/sys/kernel/debug/split_huge_pages", W_OK))
@@ -964,7 +527,9 @@ TEST_F(page_granule_tool, split)
 		TH_LOG("%s", res.out);
 }
 
-/* Assert that a page that differs from the others in its entry is a reason. */
+/*
+ * Assert that a page whose entry differs from the others is shown as a reason.
+ */
 TEST_F(page_granule_tool, unlike)
 {
 	int uffd = granule_uffd_open(UFFD_FEATURE_PAGEFAULT_FLAG_WP);
@@ -980,7 +545,7 @@ TEST_F(page_granule_tool, unlike)
 	EXPECT_NE(strstr(res.out, " 1 of unlike pages\n"), NULL) TH_LOG("%s", res.out);
 }
 
-/* Assert that what KSM has merged is not called scattered. */
+/* Assert that pages that KSM has merged are not called scattered. */
 TEST_F_TIMEOUT(page_granule_tool, merged, 120)
 {
 	if (ksm_get_full_scans() < 0)
@@ -993,7 +558,10 @@ TEST_F_TIMEOUT(page_granule_tool, merged, 120)
 	EXPECT_NE(strstr(res.out, " 2 merged by KSM\n"), NULL) TH_LOG("%s", res.out);
 }
 
-/* Assert that processes that have granules are listed, most memory first. */
+/*
+ * Assert that "show --all" lists the processes with granules, most memory
+ * first.
+ */
 TEST_F(page_granule_tool, show_all)
 {
 	static const char sizes[] = "      452       320  70%    4    4 layout\n";
@@ -1013,7 +581,7 @@ TEST_F(page_granule_tool, show_all)
 	ASSERT_NE(first, NULL);
 	ASSERT_NE(second, NULL);
 	EXPECT_LT(first, second);
-	/* What it has of its program and of libc is in the column before. */
+	/* The column before counts the pages of its program and of libc. */
 	EXPECT_EQ(strncmp(second + 19, sizes, strlen(sizes)), 0) TH_LOG("%.60s", second);
 	snprintf(line, sizeof(line), "\n%7d ", getpid());
 	EXPECT_EQ(strstr(res.out, line), NULL);
@@ -1024,7 +592,9 @@ TEST_F(page_granule_tool, show_all)
 	granule_kill_idle(small);
 }
 
-/* Assert that "advise" says this of these mappings, and what to type. */
+/*
+ * Assert that "advise" prints this for these mappings, and the command to type.
+ */
 TEST_F(page_granule_tool, advise)
 {
 	unsigned long now, then;
@@ -1035,7 +605,10 @@ TEST_F(page_granule_tool, advise)
 	EXPECT_STREQ(res.err, "");
 	memory = strstr(res.out, "\nmemory: ");
 	ASSERT_TRUE(parse_memory(memory, &now, &then));
-	/* 2 pages more of 14, and 14 more of 2; the rest is what this program has */
+	/*
+	 * 2 pages more of 14, and 14 more of 2; the rest is what this program
+	 * has
+	 */
 	EXPECT_NEAR(then - now, ADVISED_GRANULES * (8 + 56), 512);
 	EXPECT_NE(strstr(memory, "\nverdict: in part, 14 MB is dense and the rest is not\n"
 				 "type: MAP_GRANULE_64KB, in the mmap() of what says yes above\n"),
@@ -1045,8 +618,8 @@ TEST_F(page_granule_tool, advise)
 }
 
 /*
- * Two mappings that are neither aligned nor a multiple of 64 KiB: of the first, three
- * pages lie outside of its whole blocks, of the second all.
+ * Two mappings that are neither aligned nor a multiple of 64 KiB: of the first,
+ * three pages lie outside of its whole blocks, of the second all.
  */
 static bool make_edges(void)
 {
@@ -1063,7 +636,7 @@ static bool make_edges(void)
 	return true;
 }
 
-/* Assert that no growth is foretold for pages that no granule would hold. */
+/* Assert that "advise" predicts no growth for pages outside whole granules. */
 TEST_F(page_granule_tool, advise_edges)
 {
 	static const char edges[] =
@@ -1077,7 +650,10 @@ TEST_F(page_granule_tool, advise_edges)
 		TH_LOG("%s", res.out);
 }
 
-/* Assert that watching tells what is referenced and, where it is known, written. */
+/*
+ * Assert that watching shows which pages are referenced and, where that is
+ * known, written.
+ */
 TEST_F(page_granule_tool, advise_watches)
 {
 	unsigned long referenced, written, entries, from_entries;
@@ -1123,9 +699,9 @@ TEST_F(page_granule_tool, advise_watches)
 }
 
 /*
- * "--density HOW": fill memory, tell so on standard output, and wait. HOW is how many
- * pages of each granule are touched; or for -N, that one in N pages is, at random; or
- * "heap", for what malloc() makes of small pieces.
+ * "--density HOW": fill memory, tell so on standard output, and wait. HOW is
+ * how many pages of each granule are touched; or for -N, that one in N pages
+ * is, at random; or "heap", for what malloc() makes of small pieces.
  */
 #define DENSITY_GRANULES	384
 
@@ -1165,7 +741,10 @@ static int density_main(const char *how)
 		pause();
 }
 
-/* Start a process of that density by "granule run", and wait for it to be there. */
+/*
+ * Start a process of that density by "granule run", and wait for it to be
+ * there.
+ */
 static pid_t start_density(const char *size, const char *density)
 {
 	int ready[2];
@@ -1198,7 +777,7 @@ static unsigned long process_rss(pid_t pid)
 	return kb;
 }
 
-/* Assert that memory under 64 KiB is foretold within 10 % of what it then is. */
+/* Assert that the predicted memory use is within 10 % of the real one. */
 TEST_F(page_granule_tool, advise_is_right)
 {
 	static const struct {
@@ -1258,7 +837,10 @@ static bool advised_line(const char *name, const char *want)
 	return strstr(res.out, want);
 }
 
-/* Assert that the line to type is one: words of the process, quoted for the shell. */
+/*
+ * Assert that the command to type is one line, with the words of the process
+ * quoted for the shell.
+ */
 TEST_F(page_granule_tool, advise_line)
 {
 	char name[] = "/tmp/a tool's.XXXXXX", want[128];
@@ -1270,7 +852,7 @@ TEST_F(page_granule_tool, advise_line)
 		 strrchr(name, '.') + 1);
 	EXPECT_TRUE(advised_line(name, want)) TH_LOG("%s", res.out);
 	unlink(name);
-	/* What a process writes over its name is no program. */
+	/* The name that a process gives itself is no program. */
 	EXPECT_TRUE(advised_line("nginx: worker process",
 				 "\ntype: granule run -- COMMAND\n")) TH_LOG("%s", res.out);
 }
@@ -1285,7 +867,7 @@ static bool make_huge(void)
 	return !madvise(DENSE, len, MADV_COLLAPSE);
 }
 
-/* Assert that memory that has more than granules would give is not advised to. */
+/* Assert that "advise" recommends nothing for memory that is in huge pages. */
 TEST_F(page_granule_tool, advise_huge)
 {
 	START(make_huge, false);
@@ -1302,7 +884,10 @@ static bool make_disabled(void)
 	return make_advised();
 }
 
-/* Assert that nobody is advised to what the process, or the kernel, would not do. */
+/*
+ * Assert that "advise" recommends nothing that the process or the kernel would
+ * refuse.
+ */
 TEST_F(page_granule_tool, advise_in_vain)
 {
 	START(make_disabled, false);
@@ -1327,7 +912,10 @@ static bool make_shared(void)
 	return true;
 }
 
-/* Assert that shared memory is none of the files, whether it has a name or not. */
+/*
+ * Assert that "advise" treats shared memory as memory, not as a file, named or
+ * not.
+ */
 TEST_F(page_granule_tool, advise_shared)
 {
 	START(make_shared, false);
@@ -1336,7 +924,7 @@ TEST_F(page_granule_tool, advise_shared)
 		TH_LOG("%s", res.out);
 }
 
-/* Assert that a limit that the program would run into is told. */
+/* Assert that "advise" names a limit that the program would reach. */
 TEST_F(page_granule_tool, advise_limit)
 {
 	struct granule_cg cg;
@@ -1362,7 +950,10 @@ TEST_F(page_granule_tool, advise_limit)
 	granule_cg_remove(&cg);
 }
 
-/* Assert that memory that is in granules already is not foretold to grow. */
+/*
+ * Assert that "advise" predicts no growth for memory that is in granules
+ * already.
+ */
 TEST_F(page_granule_tool, advise_tagged)
 {
 	self->pid = start_density("64k", "2");
@@ -1373,7 +964,10 @@ TEST_F(page_granule_tool, advise_tagged)
 		TH_LOG("%s", res.out);
 }
 
-/* Assert that counters are those of /proc/vmstat, as totals and as rates. */
+/*
+ * Assert that "stat" prints the counters of /proc/vmstat, as totals and as
+ * rates.
+ */
 TEST_F(page_granule_tool, stat)
 {
 	static const char * const names[] = {
@@ -1417,7 +1011,10 @@ TEST_F(page_granule_tool, stat)
 	EXPECT_NEAR(split, 16, 3);
 }
 
-/* Assert that the exit status says whether there are 64 KiB, and the text why not. */
+/*
+ * Assert that the exit status of "supported" says whether 64 KiB is on offer,
+ * and its text why not.
+ */
 TEST_F(page_granule_tool, supported)
 {
 	EXPECT_EQ(tool("supported"), 0);
@@ -1443,7 +1040,10 @@ static int report_main(void)
 	return 0;
 }
 
-/* Assert that a command has the granule, its own options, and its exit status. */
+/*
+ * Assert that "run" gives a command the granule, its own options, and its exit
+ * status.
+ */
 TEST_F(page_granule_tool, run)
 {
 	EXPECT_EQ(tool("run", self_path, "--report", "-s", "4k", "--require"), 0);
@@ -1469,7 +1069,10 @@ TEST_F(page_granule_tool, run)
 #define NOT_RUN		"granule: not run, it would have 4 KiB: "
 #define THP_DISABLED	"PR_SET_THP_DISABLE is set for this process; start it from one without\n"
 
-/* Assert that 4 KiB instead of 64 is never silent, and fails where that is asked. */
+/*
+ * Assert that "run" never gives 4 KiB silently, and fails if the user requires
+ * 64 KiB.
+ */
 TEST_F(page_granule_tool, run_without)
 {
 	EXPECT_EQ(tool_hooked(disable_thp, "run", self_path, "--exit", "3", NULL), 3);
@@ -1503,8 +1106,8 @@ static void be_traced(void)
 }
 
 /*
- * Run the tool as on a kernel that does not know the prctl: make another number of
- * its own, which none knows. Returns -1 where that cannot be done.
+ * Run the tool as on a kernel that does not know the prctl: make another number
+ * of its own, which none knows. Returns -1 where that cannot be done.
  */
 static int tool_on_old_kernel(const char *arg, ...)
 {
@@ -1522,7 +1125,7 @@ static int tool_on_old_kernel(const char *arg, ...)
 	waitpid(pid, &status, 0);
 	trace(PTRACE_SETOPTIONS, pid, 0, (void *)options);
 	for (sig = 0;; sig = WSTOPSIG(status) & 0x7f) {
-		/* What stops a tracee by itself is none of its signals. */
+		/* A stop by ptrace is not a signal of the tracee. */
 		if (sig == SIGTRAP || sig == SIGSTOP)
 			sig = 0;
 		trace(PTRACE_SYSCALL, pid, 0, (void *)(long)sig);
@@ -1546,7 +1149,7 @@ static int tool_on_old_kernel(const char *arg, ...)
 	return 0;
 }
 
-/* Assert that each verb says so where the kernel has no granules. */
+/* Assert that each verb reports a kernel without granules. */
 TEST_F(page_granule_tool, old_kernel)
 {
 	START(make_advised, false);
@@ -1576,7 +1179,10 @@ TEST_F(page_granule_tool, old_kernel)
 	EXPECT_NE(strstr(res.out, "\nBut " NO_KERNEL ".\n"), NULL);
 }
 
-/* Assert that who may not look is told by one line, which file and what helps. */
+/*
+ * Assert that a user without permission gets one line that names the file and a
+ * remedy.
+ */
 TEST_F(page_granule_tool, no_rights)
 {
 	static const char * const verbs[] = { "show", "map", "advise" };
@@ -1602,7 +1208,10 @@ TEST_F(page_granule_tool, no_rights)
 	EXPECT_STREQ(res.out, "65536 65536\n");
 }
 
-/* Assert that a user learns all of the own processes that needs no PFNs. */
+/*
+ * Assert that users see all about their own processes for which no PFNs are
+ * needed.
+ */
 TEST_F(page_granule_tool, own_process)
 {
 	START(make_states, true);
@@ -1620,7 +1229,7 @@ TEST_F(page_granule_tool, own_process)
 	ASSERT_EQ(tool_hooked(become_user, "advise", "-t", "1", self->number, NULL), 0);
 }
 
-/* Assert that there is a line about processes that are not there. */
+/* Assert that the tool reports in one line that a process does not exist. */
 TEST_F(page_granule_tool, no_process)
 {
 	static const char * const verbs[] = { "show", "map", "advise" };
@@ -1647,7 +1256,9 @@ TEST_F(page_granule_tool, no_process)
 		     "granule: process 2 is a kernel thread, which has no memory of its own\n");
 }
 
-/* Assert that of a process that ends while it is watched, the first look is told. */
+/*
+ * Assert that "advise" reports its first look at a process that ends meanwhile.
+ */
 TEST_F(page_granule_tool, ends_while_watched)
 {
 	int out = memfd_create("out", 0), err = memfd_create("err", 0);
@@ -1670,7 +1281,10 @@ TEST_F(page_granule_tool, ends_while_watched)
 	self->pid = -1;
 }
 
-/* Assert that a process may end at any time: there is a note, or it was all read. */
+/*
+ * Assert that a process may end at any time: the tool reports that, or has read
+ * everything.
+ */
 TEST_F(page_granule_tool, ends_anytime)
 {
 	static const char * const verbs[] = { "show", "map" };

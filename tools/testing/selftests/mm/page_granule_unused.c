@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What anonymous memory costs a program that has never heard of page granules: 16 MiB
- * of it, with 4 KiB pages and with 64 KiB mTHP. To be run on a kernel with the feature
- * and on one without, and compared. It shares no code and no order of events with
- * page_granule_bench, so that no mistake of one is in both. Not a test.
+ * What anonymous memory costs a program that has never heard of page granules:
+ * 16 MiB of it, with 4 KiB pages and with 64 KiB mTHP. To be run on a kernel
+ * with the feature and on one without, and compared. It shares no code and no
+ * order of events with page_granule_bench, so that no mistake of one is in
+ * both. Not a test.
  *
- * Each figure is the least of several processes, all at the same addresses, in ns of
- * CLOCK_MONOTONIC_RAW: instructions under "qemu -icount shift=0,sleep=off". Prints
- * JSON, an object for each stage.
+ * Each figure is the least of several processes, all at the same addresses, in
+ * ns of CLOCK_MONOTONIC_RAW: instructions under "qemu -icount
+ * shift=0,sleep=off". Prints JSON, an object for each stage.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -130,7 +131,7 @@ static unsigned long now(void)
 	return ts.tv_sec * 1000000000UL + ts.tv_nsec;
 }
 
-/* What was put off, by RCU above all, is done before the clock starts. */
+/* Deferred work, above all RCU, is done before the clock starts. */
 static unsigned long start(void)
 {
 	usleep(30 * 1000);
@@ -285,7 +286,7 @@ static void run_config(unsigned int config, unsigned int runs)
 
 	put(THP_64K, configs[config].mthp);
 	memset(least, 0xff, sizeof(least));
-	/* The first one is not counted: it brings in what is not there yet. */
+	/* The first one does not count: it brings in missing pages. */
 	for (i = 0; i <= runs; i++) {
 		memset(times, 0, NR_STAGES * sizeof(*times));
 		fflush(NULL);

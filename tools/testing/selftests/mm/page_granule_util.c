@@ -3,8 +3,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/loop.h>
 #include <linux/mempolicy.h>
 #include <linux/userfaultfd.h>
+#include <setjmp.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,6 +16,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/swap.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -59,8 +62,8 @@ int granule_set_enabled(bool enabled)
 }
 
 /*
- * Have broken granules repaired, or left alone for a test to look at. Returns false
- * where debugfs does not offer that.
+ * Have broken granules repaired, or left alone for a test to look at. Returns
+ * false where debugfs does not offer that.
  */
 bool granule_repair(bool on)
 {
@@ -69,7 +72,8 @@ bool granule_repair(bool on)
 
 /*
  * Ask the kernel to check the granules of this process, at the end of a test. A
- * kernel that has no checker, or a process that may not ask, has nothing to say.
+ * kernel that has no checker, or a process that may not ask, has nothing to
+ * say.
  */
 bool granule_invariants_hold(void)
 {
@@ -86,9 +90,9 @@ static void restore_enabled(void)
 }
 
 /*
- * Save what the tests change and have it put back when the program ends. To be
- * called once, before the harness starts: a test that is killed by its timeout
- * then leaves nothing behind either.
+ * Save the settings that tests change, and put them back when the program ends.
+ * Call it once, before the harness starts: a test killed by its timeout then
+ * leaves nothing behind either.
  */
 void granule_save_settings(void)
 {
@@ -144,8 +148,8 @@ long granule_get(unsigned long scope)
 }
 
 /*
- * Map private anonymous memory of the given kind. The process default is put
- * back to what it was, so that only this mapping is affected.
+ * Map anonymous memory of the given kind, private unless @flags has MAP_SHARED.
+ * The process default is restored, so that only this mapping is affected.
  */
 void *granule_mmap(enum granule_kind kind, void *addr, size_t len, int prot,
 		   int flags)
@@ -172,8 +176,8 @@ void *granule_mmap(enum granule_kind kind, void *addr, size_t len, int prot,
 
 /*
  * Reserve @len bytes, 64 KiB-aligned, untagged and PROT_NONE, for tests to map
- * into with MAP_FIXED. It has a granule more on either side, so that what is
- * mapped inside never meets a neighbour it could merge with.
+ * into with MAP_FIXED. It has a granule more on either side, so that mappings
+ * inside never meet a neighbour to merge with.
  */
 char *granule_reserve(size_t len)
 {
@@ -186,7 +190,9 @@ char *granule_reserve(size_t len)
 	return (char *)granule_round_up(ptr) + GRANULE_SIZE;
 }
 
-/* Memory of the given kind that is aligned, and that merges with no neighbour. */
+/*
+ * Memory of the given kind that is aligned, and that merges with no neighbour.
+ */
 char *granule_area(enum granule_kind kind, size_t len, int flags)
 {
 	char *ptr = granule_reserve(len);
@@ -196,12 +202,54 @@ char *granule_area(enum granule_kind kind, size_t len, int flags)
 	return ptr;
 }
 
+/*
+ * remap_file_pages() from @page of the file on. Returns 0 or a negative errno.
+ */
+int granule_remap_pages(char *addr, size_t len, unsigned long page)
+{
+	return syscall(__NR_remap_file_pages, addr, len, 0UL, page, 0UL) ? -errno : 0;
+}
+
+/* Private or shared memory of a kind; without MAP_FIXED in @flags, anywhere. */
+char *granule_map(enum granule_kind kind, bool shared, void *addr, size_t len, int flags)
+{
+	return granule_mmap(kind, addr, len, PROT_RW, flags | (shared ? MAP_SHARED : 0));
+}
+
+/* The least length of a mapping of @kind that has room for @len. */
+size_t granule_mapped_len(enum granule_kind kind, size_t len)
+{
+	return kind == GRANULE_CONTRACT ? granule_round_up(len) : len;
+}
+
+bool granule_is_filled(const char *addr, size_t len, char value)
+{
+	return !len || (*addr == value && !memcmp(addr, addr + 1, len - 1));
+}
+
+/* Write to each page what zram and zswap cannot make one word of. */
+void granule_touch(char *area, size_t len)
+{
+	size_t i;
+
+	for (i = 0; i < len; i += BASE_SIZE)
+		*(unsigned long *)(area + i) = i * 2654435761UL + 1;
+}
+
+/* The raw call, since libc must not see the heap change. */
+char *granule_brk(char *addr)
+{
+	return (char *)syscall(__NR_brk, addr);
+}
+
 int granule_open_pagemap(void)
 {
 	return open("/proc/self/pagemap", O_RDONLY);
 }
 
-/* Do 16 pages lie on consecutive PFNs, from a multiple of 16? Gives the first. */
+/*
+ * Do 16 pages lie on consecutive PFNs, from a multiple of 16? Gives the first.
+ */
 static bool pfns_consecutive(const uint64_t *ent, uint64_t *first)
 {
 	unsigned int i;
@@ -309,7 +357,20 @@ unsigned long granule_present_pages(int pagemap_fd, const void *addr, size_t len
 	return nr;
 }
 
-/* Does the granule at @addr map 16 shared zero pages, consecutive and aligned? */
+unsigned long granule_present(int pagemap_fd, const char *granule)
+{
+	return granule_present_pages(pagemap_fd, granule, GRANULE_SIZE);
+}
+
+/* The page has to be present. */
+unsigned long granule_pfn(int pagemap_fd, char *area, unsigned long page)
+{
+	return pagemap_get_pfn(pagemap_fd, page_at(area, page));
+}
+
+/*
+ * Does the granule at @addr map 16 shared zero pages, consecutive and aligned?
+ */
 bool granule_is_zero_run(int pagemap_fd, const void *addr)
 {
 	uint64_t ent[GRANULE_NR_PAGES], first;
@@ -365,6 +426,12 @@ bool granule_break(char *granule, unsigned long page)
 	return true;
 }
 
+/* Give back @nr pages of a granule, from @page on. */
+bool granule_give_back(char *granule, unsigned long page, unsigned long nr)
+{
+	return !madvise(page_at(granule, page), nr * BASE_SIZE, MADV_DONTNEED);
+}
+
 double granule_now(void)
 {
 	struct timespec ts;
@@ -386,7 +453,7 @@ double granule_until_whole(int pagemap_fd, const char *granule, double limit)
 	return granule_now() - start;
 }
 
-/* Where the "start-end perms ..." line that opens a VMA puts its bounds. */
+/* Parse the bounds in the "start-end perms ..." line that opens a VMA. */
 static bool parse_bounds(const char *line, unsigned long *start,
 			 unsigned long *end)
 {
@@ -460,9 +527,117 @@ bool granule_has_flag(const struct granule_smaps *smaps, const char *flag)
 	}
 }
 
+bool granule_vma_has_flag(const void *addr, const char *flag)
+{
+	struct granule_smaps smaps;
+
+	return granule_read_smaps(getpid(), addr, &smaps) &&
+	       granule_has_flag(&smaps, flag);
+}
+
+/* Is [start, start + len) one VMA, and no more than that? */
+bool granule_vma_is(const char *start, size_t len)
+{
+	struct granule_smaps smaps;
+
+	return granule_read_smaps(getpid(), start, &smaps) &&
+	       smaps.start == (unsigned long)start &&
+	       smaps.end == (unsigned long)start + len;
+}
+
+/* The kind of the VMA that holds @addr, as smaps shows it. */
+enum granule_kind granule_kind_of(const void *addr)
+{
+	struct granule_smaps smaps;
+
+	if (!granule_read_smaps(getpid(), addr, &smaps) || !granule_has_flag(&smaps, "gr"))
+		return GRANULE_UNTAGGED;
+	return granule_has_flag(&smaps, "gc") ? GRANULE_CONTRACT : GRANULE_DEFAULT;
+}
+
+/* The Granule line of the mapping that holds @addr. */
+unsigned long granule_kb(const char *addr)
+{
+	struct granule_smaps smaps;
+
+	if (!granule_read_smaps(getpid(), addr, &smaps) || !smaps.has_granule)
+		return 0;
+	return smaps.granule;
+}
+
+/* All of a file in /proc. Takes no memory from malloc(), which might count. */
+char *granule_read_proc(const char *path)
+{
+	static char buf[1 << 18];
+	ssize_t len = 0, n;
+	int fd;
+
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		ksft_exit_fail_msg("cannot open %s: %s\n", path, strerror(errno));
+	while ((n = read(fd, buf + len, sizeof(buf) - 1 - len)) > 0)
+		len += n;
+	close(fd);
+	buf[len] = '\0';
+	return buf;
+}
+
+/* The number after a name, the first word of a line in such a file, or -1. */
+long granule_proc_number(const char *path, const char *name)
+{
+	char *line = granule_read_proc(path);
+	size_t len = strlen(name);
+
+	for (; line; line = strchr(line, '\n')) {
+		line += *line == '\n';
+		if (!strncmp(line, name, len))
+			return atol(line + len);
+	}
+	return -1;
+}
+
+/* The same of /proc/PID/status; @name ends with its colon. */
+long granule_status_kb(pid_t pid, const char *name)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/status", pid);
+	return granule_proc_number(path, name);
+}
+
 /*
- * All smaps lines of the VMAs that meet [start, start + len), as one string to
- * be freed: bounds, permissions, flags and what is populated, to be compared
+ * Read memory as a debugger does, and say of each page whether that is
+ * possible.
+ */
+void read_memory(pid_t pid, const char *base, size_t pages, char *buf,
+		 unsigned char *readable)
+{
+	char path[32];
+	size_t i = 0;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/mem", pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		ksft_exit_fail_msg("cannot open %s\n", path);
+	while (i < pages) {
+		ssize_t n = pread(fd, buf + i * BASE_SIZE, (pages - i) * BASE_SIZE,
+				  (off_t)(uintptr_t)base + i * BASE_SIZE);
+
+		n = n < 0 ? 0 : n / BASE_SIZE;
+		memset(readable + i, 1, n);
+		i += n;
+		if (i < pages) {
+			memset(buf + i * BASE_SIZE, 0, BASE_SIZE);
+			readable[i++] = 0;
+		}
+	}
+	close(fd);
+}
+
+/*
+ * All smaps lines of the VMAs that meet [start, start + len), as one string
+ * that the caller frees: bounds, permissions, flags and population, to compare
  * before and after a call that must change nothing.
  */
 char *granule_smaps_text(const void *start, size_t len)
@@ -567,9 +742,17 @@ long minor_faults(void)
 	return usage.ru_minflt;
 }
 
+long granule_faults(void)
+{
+	struct rusage usage;
+
+	getrusage(RUSAGE_SELF, &usage);
+	return usage.ru_minflt + usage.ru_majflt;
+}
+
 /*
- * No order-4 page to be had: fault injection fails them, for those tasks only
- * that ask for it by granule_fail_order4() and for the children of these.
+ * No order-4 page is available: fault injection fails them, only for tasks that
+ * ask for it by granule_fail_order4(), and for their children.
  */
 #define FAIL_DIR	"/sys/kernel/debug/fail_page_alloc/"
 
@@ -657,19 +840,84 @@ void granule_fail_restore(struct granule_fail *fail)
 }
 
 /*
- * What would be left to a handler brings SIGBUS, so that it can be seen without a
- * thread that handles it. Returns -1 where the kernel has not all of @features.
+ * A descriptor with all of @features, or a negative errno. @flags may have
+ * UFFD_USER_MODE_ONLY: faults of the kernel then fail rather than wait, so that
+ * memory can be read without a thread that resolves them.
+ */
+int granule_uffd(uint64_t features, int flags)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = features };
+	int fd = syscall(__NR_userfaultfd, O_CLOEXEC | flags);
+
+	if (fd < 0)
+		return -errno;
+	if (ioctl(fd, UFFDIO_API, &api)) {
+		close(fd);
+		return -EINVAL;
+	}
+	return fd;
+}
+
+/*
+ * With a fault that is left to a handler being a SIGBUS, so that a test can see
+ * one without a thread that handles it.
  */
 int granule_uffd_open(uint64_t features)
 {
-	struct uffdio_api api = { .api = UFFD_API, .features = features | UFFD_FEATURE_SIGBUS };
-	int fd = syscall(__NR_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
+	return granule_uffd(features | UFFD_FEATURE_SIGBUS, UFFD_USER_MODE_ONLY);
+}
 
-	if (fd >= 0 && ioctl(fd, UFFDIO_API, &api)) {
-		close(fd);
-		fd = -1;
+int uffd_arm(int uffd, char *addr, size_t len, uint64_t mode)
+{
+	struct uffdio_register reg = { .range = { (uintptr_t)addr, len }, .mode = mode };
+
+	return ioctl(uffd, UFFDIO_REGISTER, &reg) ? -errno : 0;
+}
+
+/*
+ * Accesses that raise a signal: the page is lost, guarded, or left to
+ * userfaultfd. MADV_HWPOISON raises one in its caller as well.
+ */
+static sigjmp_buf fault_env;
+static bool fault_expected;
+bool granule_fault_tolerated;
+siginfo_t granule_fault_info;
+
+static void on_fault(int sig, siginfo_t *info, void *context)
+{
+	if (fault_expected) {
+		granule_fault_info = *info;
+		siglongjmp(fault_env, 1);
 	}
-	return fd;
+	if (sig != SIGBUS || !granule_fault_tolerated)
+		signal(sig, SIG_DFL);
+}
+
+bool granule_catch_faults(void)
+{
+	struct sigaction sa = { .sa_sigaction = on_fault, .sa_flags = SA_SIGINFO };
+
+	return !sigaction(SIGBUS, &sa, NULL) && !sigaction(SIGSEGV, &sa, NULL);
+}
+
+/*
+ * Read @addr, or write what @value points to there. Returns the signal, or 0.
+ */
+int granule_try_access(char *addr, const char *value)
+{
+	int sig = 0;
+
+	if (!sigsetjmp(fault_env, 1)) {
+		__atomic_store_n(&fault_expected, true, __ATOMIC_SEQ_CST);
+		if (value)
+			__atomic_store_n(addr, *value, __ATOMIC_SEQ_CST);
+		else
+			FORCE_READ(*addr);
+	} else {
+		sig = granule_fault_info.si_signo;
+	}
+	__atomic_store_n(&fault_expected, false, __ATOMIC_SEQ_CST);
+	return sig;
 }
 
 /* A child that does nothing but share, until it is killed. */
@@ -701,8 +949,22 @@ bool granule_two_nodes(void)
 }
 
 /*
- * move_pages() of @nr pages in a row; without @nodes it only tells where they are.
- * A page that is not memory of the process has a negative errno for its status.
+ * From now on memory comes from @node alone, or from where it is near if
+ * negative.
+ */
+int granule_bind_to(int node)
+{
+	const unsigned long mask = 1UL << node;
+
+	if (node < 0)
+		return syscall(__NR_set_mempolicy, MPOL_DEFAULT, NULL, 0UL);
+	return syscall(__NR_set_mempolicy, MPOL_BIND, &mask, 8 * sizeof(mask));
+}
+
+/*
+ * move_pages() of @nr pages in a row; without @nodes it only tells where they
+ * are. A page that is not memory of the process has a negative errno for its
+ * status.
  */
 long granule_move_pages(char *area, unsigned long nr, const int *nodes, int *status)
 {
@@ -722,8 +984,9 @@ long granule_move_pages(char *area, unsigned long nr, const int *nodes, int *sta
 }
 
 /*
- * How many of @nr granules are on @node, all pages of them, to which they are moved if
- * @move? All pages are named, or only a part of a granule would be moved.
+ * How many of @nr granules are on @node, all pages of them, to which they are
+ * moved if @move? All pages are named, or only a part of a granule would be
+ * moved.
  */
 unsigned long granule_on_node(char *area, unsigned long nr, int node, bool move)
 {
@@ -786,7 +1049,7 @@ unsigned long granule_meminfo_kb(const char *name)
 	return kb;
 }
 
-/* Where cgroup2 is mounted; @path has room for PATH_MAX. */
+/* Find where cgroup2 is mounted; @path has room for PATH_MAX. */
 bool granule_find_cgroup2(char *path)
 {
 	char line[2 * PATH_MAX], type[64];
@@ -803,7 +1066,9 @@ bool granule_find_cgroup2(char *path)
 	return found;
 }
 
-/* Returns false where a process could not be put there, or nothing be limited. */
+/*
+ * Returns false where a process could not be put there, or nothing be limited.
+ */
 bool granule_cg_create(struct granule_cg *cg)
 {
 	char path[2 * PATH_MAX];
@@ -859,6 +1124,19 @@ long granule_cg_read(const char *dir, const char *name, const char *key)
 	return val;
 }
 
+/* A child whose memory is charged to @cg, if that is not NULL. */
+pid_t granule_cg_fork(const struct granule_cg *cg)
+{
+	pid_t pid = fork();
+
+	if (pid)
+		return pid;
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (cg && granule_cg_write(cg->dir, "cgroup.procs", "0"))
+		_exit(2);
+	return 0;
+}
+
 /*
  * Settings that granule_save_settings() knows nothing of, put back when the
  * program ends. To be called before the harness starts.
@@ -871,10 +1149,13 @@ static struct setting {
 } settings[MAX_SETTINGS];
 static unsigned int nr_settings;
 
-static void restore_all_settings(void)
+/* Put them back before the program ends: between two tests. */
+void granule_restore_settings(void)
 {
-	while (nr_settings--)
-		granule_write(settings[nr_settings].path, settings[nr_settings].saved);
+	unsigned int i;
+
+	for (i = nr_settings; i--;)
+		granule_write(settings[i].path, settings[i].saved);
 }
 
 /* Returns false where there is no such setting. */
@@ -888,7 +1169,7 @@ bool granule_save_setting(const char *path)
 		return false;
 	setting->path = path;
 	if (!nr_settings++)
-		atexit(restore_all_settings);
+		atexit(granule_restore_settings);
 	return true;
 }
 
@@ -902,7 +1183,9 @@ bool granule_child_ends(pid_t pid)
 
 #define ZRAM_CONTROL	"/sys/class/zram-control/"
 
-/* A compressed disk in memory of our own; @dev becomes "" if there can be none. */
+/*
+ * A compressed disk in memory of our own; @dev becomes "" if there can be none.
+ */
 void granule_zram_create(char *dev, size_t size, unsigned int megabytes)
 {
 	char text[32], path[64];
@@ -919,7 +1202,7 @@ void granule_zram_create(char *dev, size_t size, unsigned int megabytes)
 	snprintf(dev, size, "/dev/zram%lu", id);
 }
 
-/* What swaps to it must have been switched off. */
+/* Swapping to it must have been switched off. */
 void granule_zram_remove(const char *dev)
 {
 	const char *id = dev + strlen("/dev/zram");
@@ -932,7 +1215,7 @@ void granule_zram_remove(const char *dev)
 	granule_write(ZRAM_CONTROL "hot_remove", id);
 }
 
-/* What mkswap(8) writes. */
+/* Write the header that mkswap(8) writes. */
 bool granule_make_swap(const char *dev, unsigned int megabytes)
 {
 	char page[BASE_SIZE] = {};
@@ -949,6 +1232,196 @@ bool granule_make_swap(const char *dev, unsigned int megabytes)
 	done = write(fd, page, sizeof(page)) == sizeof(page) && !fsync(fd);
 	close(fd);
 	return done;
+}
+
+/* The swap device, if there is only one, and the free space of all devices. */
+void granule_read_swaps(struct granule_swaps *swaps)
+{
+	unsigned long size, used;
+	char line[PATH_MAX + 128];
+	FILE *fp;
+
+	memset(swaps, 0, sizeof(*swaps));
+	fp = fopen("/proc/swaps", "r");
+	if (!fp)
+		return;
+	while (fgets(line, sizeof(line), fp)) {
+		if (sscanf(line, "%4095s %*s %lu %lu %d", swaps->path, &size, &used,
+			   &swaps->prio) != 4)
+			continue;
+		swaps->nr++;
+		swaps->free_kb += size - used;
+	}
+	fclose(fp);
+}
+
+/* @swaps may be NULL. */
+bool granule_have_swap(struct granule_swaps *swaps)
+{
+	struct granule_swaps found;
+
+	swaps = swaps ?: &found;
+	granule_read_swaps(swaps);
+	return swaps->free_kb >= 64 << 10;
+}
+
+/*
+ * The swap space that the program finds, and a file of its own. A file has no
+ * 16 slots in a row, so that swap-out splits a folio.
+ */
+#define MAX_SWAPS	8
+#define SWAP_FILE_MB	96U
+
+static struct swap {
+	char path[128];
+	int prio;
+} swaps[MAX_SWAPS];
+static unsigned int nr_swaps;
+
+/* A file in a file system, on a loop device, on a file in memory. */
+static struct swap_file {
+	char ramfs[32];
+	char image[64];
+	char loop[32];
+	char dir[32];
+	char path[64];
+	bool usable;
+} swap_file;
+
+static void save_swaps(void)
+{
+	char line[PATH_MAX];
+	FILE *fp;
+
+	fp = fopen("/proc/swaps", "r");
+	while (fp && nr_swaps < MAX_SWAPS && fgets(line, sizeof(line), fp))
+		nr_swaps += sscanf(line, "%127s %*s %*u %*u %d", swaps[nr_swaps].path,
+				   &swaps[nr_swaps].prio) == 2;
+	if (fp)
+		fclose(fp);
+}
+
+void granule_swap_to_found(void)
+{
+	unsigned int i;
+	int flags;
+
+	for (i = 0; i < nr_swaps; i++) {
+		flags = swaps[i].prio < 0 ? 0 : SWAP_FLAG_PREFER | swaps[i].prio;
+		swapon(swaps[i].path, flags);
+	}
+	if (swap_file.usable)
+		swapoff(swap_file.path);
+}
+
+bool granule_swap_to_file(void)
+{
+	unsigned int i;
+
+	if (!swap_file.usable || (swapon(swap_file.path, 0) && errno != EBUSY))
+		return false;
+	for (i = 0; i < nr_swaps; i++) {
+		if (swapoff(swaps[i].path) && errno != EINVAL)
+			return false;
+	}
+	return true;
+}
+
+/* Attach a loop device to the image, or, without one, detach it. */
+static bool set_loop(const char *image)
+{
+	int fd, loop, nr;
+	bool done;
+
+	if (!image) {
+		loop = open(swap_file.loop, O_RDWR);
+		done = loop >= 0 && !ioctl(loop, LOOP_CLR_FD, 0);
+		close(loop);
+		return done;
+	}
+	fd = open("/dev/loop-control", O_RDWR);
+	nr = fd < 0 ? -1 : ioctl(fd, LOOP_CTL_GET_FREE);
+	close(fd);
+	if (nr < 0)
+		return false;
+	snprintf(swap_file.loop, sizeof(swap_file.loop), "/dev/loop%d", nr);
+	fd = open(image, O_RDWR);
+	loop = open(swap_file.loop, O_RDWR);
+	done = fd >= 0 && loop >= 0 && !ioctl(loop, LOOP_SET_FD, fd);
+	if (!done)
+		*swap_file.loop = 0;
+	close(fd);
+	close(loop);
+	return done;
+}
+
+static bool mount_at(char *dir, size_t size, const char *dev, const char *type)
+{
+	snprintf(dir, size, "/tmp/page_granule.XXXXXX");
+	if (mkdtemp(dir)) {
+		if (!mount(dev, dir, type, 0, NULL))
+			return true;
+		rmdir(dir);
+	}
+	*dir = 0;
+	return false;
+}
+
+static void unmount_from(char *dir)
+{
+	if (!*dir)
+		return;
+	umount(dir);
+	rmdir(dir);
+}
+
+static void remove_swap_file(void)
+{
+	granule_swap_to_found();
+	unmount_from(swap_file.dir);
+	if (*swap_file.loop)
+		set_loop(NULL);
+	unmount_from(swap_file.ramfs);
+}
+
+/* All of it is there, so that nothing is allocated to swap out. */
+static bool fill_file(const char *path, unsigned int megabytes)
+{
+	static char zeroes[64 * 1024];
+	bool done = true;
+	unsigned long i;
+	int fd;
+
+	fd = open(path, O_WRONLY | O_CREAT | O_EXCL, 0600);
+	if (fd < 0)
+		return false;
+	for (i = 0; done && i < megabytes * MIB; i += sizeof(zeroes))
+		done = write(fd, zeroes, sizeof(zeroes)) == sizeof(zeroes);
+	done = done && !fsync(fd);
+	posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+	close(fd);
+	return done;
+}
+
+void granule_create_swap_file(void)
+{
+	char command[128];
+
+	save_swaps();
+	atexit(remove_swap_file);
+	if (!mount_at(swap_file.ramfs, sizeof(swap_file.ramfs), "none", "ramfs"))
+		return;
+	snprintf(swap_file.image, sizeof(swap_file.image), "%s/image", swap_file.ramfs);
+	if (!fill_file(swap_file.image, SWAP_FILE_MB + 16) || !set_loop(swap_file.image))
+		return;
+	snprintf(command, sizeof(command), "mke2fs -F -b 4096 %s >/dev/null 2>&1",
+		 swap_file.loop);
+	if (system(command) ||
+	    !mount_at(swap_file.dir, sizeof(swap_file.dir), swap_file.loop, "ext4"))
+		return;
+	snprintf(swap_file.path, sizeof(swap_file.path), "%s/swap", swap_file.dir);
+	swap_file.usable = fill_file(swap_file.path, SWAP_FILE_MB) &&
+			   granule_make_swap(swap_file.path, SWAP_FILE_MB);
 }
 
 static unsigned long pattern(size_t pos, unsigned int seed)

@@ -5,8 +5,8 @@
  * Documentation/mm/page_granule.rst.
  *
  * Most tests run an operation over every combination of kinds, bounds and
- * neighbours. What is to come of it is computed on a list of ranges, see struct
- * layout, by rules that are spelled out here rather than asked of the kernel.
+ * neighbours. The expected result is computed on a list of ranges, see struct
+ * layout, by rules that are spelled out here instead of calling the kernel.
  */
 
 /* All values that the two bits can have, meaningful or not. */
@@ -18,7 +18,7 @@ enum {
 	NUM_GRANULE_KINDS,
 };
 
-/* Those that a VMA can have outside of this file. */
+/* The kinds that a VMA can have outside of this file. */
 static const int granule_kinds[] = {
 	GRANULE_UNTAGGED, GRANULE_DEFAULT, GRANULE_CONTRACT,
 };
@@ -35,13 +35,13 @@ static bool kind_contract(int kind)
 	return kind & GRANULE_CONTRACT_ONLY;
 }
 
-/* What the bounds of a VMA are multiples of. */
+/* The bounds of a VMA are multiples of this. */
 static unsigned long kind_unit(int kind)
 {
 	return kind_contract(kind) ? SZ_64K : PAGE_SIZE;
 }
 
-/* As brk() and mmap() have them, for some tests merge with what those make. */
+/* Flags as in brk() and mmap(), because some tests merge with those VMAs. */
 static vma_flags_t granule_flags(int kind)
 {
 	vma_flags_t flags = VMA_DATA_DEFAULT_FLAGS;
@@ -55,22 +55,22 @@ static vma_flags_t granule_flags(int kind)
 }
 
 /*
- * The granules that page_granule_split_vma() was called to cut, as a mask of
- * 64 KiB blocks: all addresses here are below 4 MiB.
+ * The granules that page_granule_count_vma_split() has counted as cut, as a
+ * mask of 64 KiB blocks: all addresses here are below 4 MiB.
  */
 static unsigned long granules_cut;
-/* Was it called for what is not a new bound inside a tagged VMA? */
+/* Was it called for anything but a new bound inside a tagged VMA? */
 static bool granules_cut_wrongly;
 
 /*
- * Custom: the kernel's looks at page tables, of which there are none here. Like
- * that one, it may be called for a bound that cuts no granule.
+ * Custom: the kernel looks at page tables, which do not exist here. Both
+ * versions may be called for a bound that does not cut a granule.
  */
-void page_granule_split_vma(struct vm_area_struct *vma, unsigned long addr)
+void page_granule_count_vma_split(struct vm_area_struct *vma, unsigned long addr)
 {
 	const unsigned long block = ALIGN_DOWN(addr, SZ_64K);
 
-	/* The VMA has its old bounds still. */
+	/* The VMA still has its old bounds. */
 	if (!vma_test(vma, VMA_GRANULE_BIT) ||
 	    addr <= vma->vm_start || addr >= vma->vm_end)
 		granules_cut_wrongly = true;
@@ -80,19 +80,19 @@ void page_granule_split_vma(struct vm_area_struct *vma, unsigned long addr)
 		granules_cut |= BIT(block / SZ_64K);
 }
 
-/* Custom: the program says nothing about huge pages but for this VMA. */
+/* Custom: only the VMA itself can opt out of huge pages. */
 bool vma_granule_folios(struct vm_area_struct *vma)
 {
 	return !vma_test(vma, VMA_NOHUGEPAGE_BIT);
 }
 
-/* The model: the VMAs of an address space, in the order of their addresses. */
+/* The model: the VMAs of an address space, in address order. */
 struct layout {
 	struct layout_vma {
 		unsigned long start, end;
 		int kind;
 		bool readonly;
-		/* What layout_link() has made of it. */
+		/* The VMA that layout_link() has made. */
 		struct vm_area_struct *vma;
 	} vmas[8];
 	int nr;
@@ -172,7 +172,7 @@ static void layout_unmap(struct layout *layout, unsigned long start,
 		layout_remove(layout, i);
 }
 
-/* Merge the VMAs to both sides of an address if they do not differ. */
+/* Merge the VMAs on both sides of an address if they do not differ. */
 static void layout_merge(struct layout *layout, unsigned long addr)
 {
 	const int i = layout_index(layout, addr);
@@ -237,7 +237,7 @@ static vma_flags_t layout_vma_flags(const struct layout_vma *vma)
 	return flags;
 }
 
-/* For messages. */
+/* Format a layout for messages. */
 static const char *layout_str(const struct layout *layout)
 {
 	static char buf[256];
@@ -264,7 +264,7 @@ static bool layout_link(struct layout *layout, struct mm_struct *mm,
 {
 	int i;
 
-	/* As the kernel does: brk() would leave another tree locked. */
+	/* As in the kernel: otherwise brk() would leave the tree locked. */
 	mt_init_flags(&mm->mm_mt, MT_FLAGS_LOCK_EXTERN);
 	vma_iter_init(vmi, mm, addr);
 
@@ -272,7 +272,7 @@ static bool layout_link(struct layout *layout, struct mm_struct *mm,
 		struct layout_vma *vma = &layout->vmas[i];
 		const vma_flags_t flags = layout_vma_flags(vma);
 
-		/* The kernel takes this for granted, wherever it unmaps. */
+		/* The kernel relies on this count wherever it unmaps. */
 		vm_stat_account(mm, vma_flags_to_legacy(flags),
 				(vma->end - vma->start) >> PAGE_SHIFT);
 		if (kind_contract(vma->kind))
@@ -313,7 +313,7 @@ static bool layout_is(const struct layout *layout, struct mm_struct *mm)
 	return true;
 }
 
-/* Assert that nothing has changed since layout_link(), nor begun to. */
+/* Assert that layout_link()'s VMAs have not changed, nor begun to. */
 static bool layout_untouched(const struct layout *layout, struct mm_struct *mm)
 {
 	int i;
@@ -330,7 +330,7 @@ static bool layout_untouched(const struct layout *layout, struct mm_struct *mm)
 	return true;
 }
 
-/* What may be next to the VMA under test, on either side. */
+/* The possible neighbours of the VMA under test, on either side. */
 struct neighbour {
 	enum {
 		NO_NEIGHBOUR,
@@ -357,7 +357,7 @@ static const struct neighbour neighbours[] = {
 	{ APART,		GRANULE_CONTRACT },
 };
 
-/* A VMA, or what is to become one, and what is next to it. */
+/* A VMA, or a range that will become one, and its neighbours. */
 struct scene {
 	const struct neighbour *prev, *next;
 	unsigned long start, end;
@@ -370,7 +370,7 @@ static const unsigned long scene_bounds[][2] = {
 	{ 0x81000, 0xa0000 },	/* a block, and almost one before it */
 	{ 0x80000, 0x9f000 },	/* ...after it */
 	{ 0x88000, 0xa8000 },	/* ...and a half to either side */
-	{ 0x88000, 0x98000 },	/* the size of a block, but none of them */
+	{ 0x88000, 0x98000 },	/* the size of a block, but not a block */
 	{ 0x8f000, 0x91000 },
 	{ 0x80000, 0x88000 },	/* parts of one block */
 	{ 0x88000, 0x90000 },
@@ -396,7 +396,7 @@ static struct scene nth_scene(int i)
 	return scene;
 }
 
-/* Contract VMAs cannot have all bounds, nor touch all VMAs. */
+/* Contract VMAs cannot have all bounds, nor neighbours at all bounds. */
 static bool scene_possible(const struct scene *scene)
 {
 	const unsigned long unit = kind_unit(scene->kind);
@@ -410,7 +410,7 @@ static bool scene_possible(const struct scene *scene)
 	       !(scene->end % kind_unit(scene->next->kind));
 }
 
-/* Begin a layout with the neighbours in a scene, without what is between. */
+/* Begin a layout with the neighbours in a scene, without the VMA itself. */
 static struct layout scene_layout(const struct scene *scene)
 {
 	const struct neighbour *prev = scene->prev, *next = scene->next;
@@ -445,7 +445,7 @@ static const char *scene_str(const struct scene *scene)
 	return layout_str(&layout);
 }
 
-/* All ways by which a new range finds its place in an address space. */
+/* All ways to add a new range to an address space. */
 enum merge_new {
 	MERGE_NEW,		/* mmap() */
 	MERGE_COPIED,		/* mremap(), moved */
@@ -454,7 +454,7 @@ enum merge_new {
 	NUM_MERGE_NEW,
 };
 
-/* Where a copied range comes from. */
+/* The source of a copied range. */
 #define COPIED_FROM	0x200000
 
 /*
@@ -551,7 +551,7 @@ static bool test_granule_merge_new(void)
 	return true;
 }
 
-/* Where ranges begin and end in a test for which all pages were too many. */
+/* Return the next bound to try, in tests for which all pages are too many. */
 static unsigned long next_probe(unsigned long addr)
 {
 	static const unsigned long offsets[] = {
@@ -610,7 +610,7 @@ static bool __test_granule_modify(const struct scene *scene,
 		want = &after.vmas[layout_index(&after, start)];
 		ASSERT_EQ(ret->vm_start, want->start);
 		ASSERT_EQ(ret->vm_end, want->end);
-		/* As the caller does, whose flags these are. */
+		/* The caller sets the new flags. */
 		vma_set_flags(ret, VMA_WRITE_BIT);
 		ASSERT_TRUE(layout_is(&after, &mm));
 		ASSERT_EQ(granules_cut, layout_cuts(&before, &after));
@@ -681,7 +681,7 @@ static bool __test_granule_split(struct layout *before, unsigned long addr,
 	return true;
 }
 
-/* Split it at every base page. */
+/* Split a VMA at every base page. */
 static bool granule_split_all(int kind, unsigned long start, unsigned long end)
 {
 	struct layout layout = {};
@@ -701,7 +701,7 @@ static bool granule_split_all(int kind, unsigned long start, unsigned long end)
 	return true;
 }
 
-/* One granule to three, with all that a VMA can have before and after them. */
+/* One to three granules, with all possible parts of blocks around them. */
 static bool test_granule_split(void)
 {
 	unsigned long start, end;
@@ -722,7 +722,7 @@ static bool test_granule_split(void)
 	return true;
 }
 
-/* Three VMAs, next to each other and apart; rounded inward for contract VMAs. */
+/* Three VMAs, adjacent and apart; rounded inward for contract VMAs. */
 static const unsigned long unmap_layouts[][3][2] = {
 	{
 		{ 0x20000, 0x30000 },
@@ -758,7 +758,7 @@ static struct layout nth_layout(int i)
 	return layout;
 }
 
-/* Instead of the kind of the mapping that replaces what is unmapped. */
+/* In place of a kind, if no new mapping replaces the unmapped range. */
 #define UNMAP_ONLY	(-1)
 
 /*
@@ -832,7 +832,7 @@ static bool test_granule_munmap(void)
 	return true;
 }
 
-/* MAP_FIXED: what is in the way is unmapped, what is beside it may merge. */
+/* MAP_FIXED unmaps memory in its way, and may merge with neighbours. */
 static bool granule_mmap_over(struct layout *layout, int kind)
 {
 	const unsigned long unit = kind_unit(kind), last = 0x80000;
@@ -867,10 +867,9 @@ static bool test_granule_mmap_over(void)
 }
 
 /*
- * vma_expand() and vma_shrink() leave it to their callers which bounds a VMA is
- * to get, so here a contract VMA is only given those that it can have. Assert
- * that the VMA gets them and nothing else changes, and that growth, be it over
- * another VMA, cuts no granule.
+ * The callers of vma_expand() and vma_shrink() choose the bounds, so contract
+ * VMAs only get valid ones here. Assert that the VMA gets its bounds, that
+ * nothing else changes, and that growth cuts no granule, even over another VMA.
  */
 static bool __test_granule_expand(int kind, unsigned long start,
 				  unsigned long end, bool over_next)
@@ -952,7 +951,7 @@ static bool __test_granule_shrink(struct layout *before, unsigned long end)
 	ASSERT_EQ(vma, before->vmas[0].vma);
 	ASSERT_EQ(vma_shrink(&vmi, vma, end), 0);
 	ASSERT_TRUE(layout_is(&after, &mm));
-	/* Its caller has emptied the rest: nothing is there to be counted. */
+	/* The caller has emptied the rest: there is nothing to count. */
 
 	cleanup_mm(&mm, &vmi);
 	return true;
@@ -989,10 +988,10 @@ enum below_stack {
 };
 
 /*
- * Touch a page below a stack. Assert that a tagged one grows to the start of
- * the granule. If that leads too far, or the program does not want huge pages
- * there, a default-tagged stack grows to the page as its untagged twin does. A
- * contract VMA cannot.
+ * Touch a page below a stack. Assert that a tagged stack grows to the start of
+ * the granule. If there is no room for that, or the program does not want huge
+ * pages there, a default-tagged stack grows to the page like an untagged one. A
+ * contract VMA always grows by a granule or not at all.
  */
 static bool __test_granule_stack(int kind, bool nohuge, unsigned long start,
 				 enum below_stack below, unsigned long limit,
@@ -1050,11 +1049,11 @@ static bool __test_granule_stack(int kind, bool nohuge, unsigned long start,
 	return true;
 }
 
-/* Touch every page between it and what is below it. */
+/* Touch every page between a stack and the mapping below it. */
 static bool granule_stack_all(int kind, unsigned long start,
 			      enum below_stack below, unsigned long limit)
 {
-	/* A guard gap can be touched, with no other effect than a signal. */
+	/* A touch of the guard gap has no other effect than a signal. */
 	unsigned long addr = below == BELOW_IS_MAPPED ? 0x2f0000 : limit;
 
 	for (; addr < start; addr += PAGE_SIZE) {
@@ -1098,7 +1097,7 @@ static bool test_granule_stack(void)
 	return true;
 }
 
-/* Assert that new mappings merge, or not, as mmap() makes them. */
+/* Assert that mappings merge, or not, as mmap() makes them. */
 static bool test_granule_mmap_region(void)
 {
 	const vma_flags_t contract = granule_flags(GRANULE_CONTRACT);
@@ -1129,7 +1128,7 @@ static bool test_granule_mmap_region(void)
 	return true;
 }
 
-/* Assert that what is mapped by base pages is reported to be so. */
+/* Assert that tagged VMAs report base pages as their page size. */
 static bool test_granule_pagesize(void)
 {
 	struct vm_area_struct vma = {};

@@ -1,0 +1,632 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Page granule: what the files of mm/ share.
+ *
+ *   page_granule.c                 predicates: is it a granule, and how is it
+ *                                  populated?
+ *   page_granule_policy.c          which memory has granules: prctl(),
+ *                                  mmap(), exec; where mappings are placed
+ *   page_granule_sysfs.c           /sys/kernel/mm/page_granule
+ *   page_granule_contract.c        system calls that would cut a contract
+ *                                  granule
+ *   page_granule_alloc.c           folios for granules: where from, how much
+ *                                  effort, whom to charge
+ *   page_granule_fault.c           populate, copy-on-write, reuse, fork
+ *   page_granule_swap.c            swap-in of private memory
+ *   page_granule_shmem.c           faults on shared anonymous memory
+ *   page_granule_migrate.c         move_pages() and mbind() of a part of a
+ *                                  granule
+ *   page_granule_events.c          counters and tracepoints; asks for repair
+ *   page_granule_repair.c          hints to broken granules, and the worker
+ *                                  that takes them
+ *   page_granule_collapse.c        one folio for the pages of a broken
+ *                                  granule
+ *   page_granule_collapse_shmem.c  the same in the page cache, for faults and
+ *                                  the worker
+ *   page_granule_debug.c           invariants, verified on demand
+ *
+ * Other files of mm/ include this header for the functions that they call
+ * where a VMA is tagged. include/linux/page_granule.h has the terms, and what the
+ * rest of the kernel may use. vma.c is also built in user space, and includes
+ * that header only.
+ */
+#ifndef __MM_PAGE_GRANULE_H
+#define __MM_PAGE_GRANULE_H
+
+#include <linux/mm.h>
+#include <linux/page_granule.h>
+#include <linux/userfaultfd_k.h>
+
+#include <asm/tlb.h>
+
+#include "internal.h"
+
+/**
+ * struct granule_target - How to make a granule whole.
+ * @nid: The node of most of its pages; of shared memory, the node of the first.
+ * @scattered: Some pages are on other nodes.
+ * @policy: The memory policy of the VMA, referenced, or NULL.
+ * @ilx: The interleave index for @policy.
+ * @ceiling: vma_thp_gfp_mask() of the VMA, which limits the effort.
+ * @memcg: The memory cgroup of shared memory, referenced, or NULL.
+ */
+struct granule_target {
+	int nid;
+	bool scattered;
+	struct mempolicy *policy;
+	pgoff_t ilx;
+	gfp_t ceiling;
+	struct mem_cgroup *memcg;
+};
+
+/*
+ * Flags to charge the folio of a granule with, if it is worth reclaim: the
+ * memory cgroup reclaims once, and does not retry.
+ */
+#define GFP_PAGE_GRANULE_CHARGE	(GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN)
+
+/* page_granule.c */
+bool page_granule_ptes_run(pte_t *ptep);
+bool page_granule_is_zeroes(struct vm_area_struct *vma, unsigned long addr,
+			    pte_t *ptep);
+
+/* page_granule_policy.c */
+extern bool page_granule_enabled;
+int page_granule_parse_size(unsigned long size);
+int page_granule_parse_flags(unsigned long flags);
+
+/* page_granule_contract.c */
+int page_granule_not_freed(struct vm_area_struct *vma, unsigned long addr,
+			   pte_t *ptep);
+int page_granule_check_mremap(struct mm_struct *mm, unsigned long addr,
+			      unsigned long old_len, unsigned long new_addr,
+			      unsigned long new_len, unsigned long flags);
+bool page_granule_any_contract(struct mm_struct *mm, unsigned long start,
+			       unsigned long end);
+
+/* page_granule_alloc.c */
+bool granule_memcg_has_room(struct mem_cgroup *memcg, unsigned int nr);
+bool granule_has_room(struct vm_area_struct *vma);
+bool granule_may_charge(struct vm_area_struct *vma, gfp_t *charge);
+bool page_granule_may_swap_in(struct vm_area_struct *vma);
+struct folio *page_granule_alloc_node(gfp_t ceiling, int nid);
+struct folio *alloc_granule_folio(struct vm_area_struct *vma,
+				  unsigned long addr);
+
+/* page_granule_fault.c */
+bool granule_wants_all(struct vm_fault *vmf, pte_t *pte);
+int granule_part(struct vm_fault *vmf, struct folio *folio, struct page **page,
+		 unsigned long *addr);
+vm_fault_t populate_granule_from_pages(struct vm_fault *vmf, struct folio *folio);
+void __page_granule_extend(struct vm_area_struct *vma, unsigned long addr,
+			   unsigned long end);
+vm_fault_t populate_granule_edge(struct vm_fault *vmf);
+bool map_zero_granule(struct vm_fault *vmf);
+vm_fault_t wp_copy_granule(struct vm_fault *vmf);
+bool wp_reuse_granule(struct vm_fault *vmf, struct folio *folio);
+bool mark_granule_soft_dirty(struct vm_fault *vmf);
+void note_fault_granule(struct vm_fault *vmf, int nr_pages);
+bool granule_wants_pages(struct vm_fault *vmf, struct folio *folio);
+int copy_pinned_granule(struct vm_area_struct *dst_vma,
+			struct vm_area_struct *src_vma, pmd_t *dst_pmd,
+			pmd_t *src_pmd, unsigned long addr);
+
+/* page_granule_migrate.c */
+int page_granule_nr_to_move(const void __user * __user *pages,
+			    const int __user *nodes, unsigned long i,
+			    unsigned long nr_pages, const void __user *p,
+			    int node);
+int page_granule_split_page(struct vm_area_struct *vma, unsigned long addr,
+			    struct page *page);
+
+/* page_granule_events.c */
+void page_granule_note_cow(struct vm_area_struct *vma, unsigned long addr,
+			   enum page_granule_fill fill);
+
+/* page_granule_repair.c */
+void page_granule_repair_in_place(struct mm_struct *mm, unsigned long addr);
+
+/* page_granule_collapse.c */
+pmd_t *granule_pmd(struct mm_struct *mm, unsigned long addr);
+struct folio *granule_target_alloc(const struct granule_target *target,
+				   struct mm_struct *mm, gfp_t charge);
+void granule_target_set_policy(struct vm_area_struct *vma, unsigned long addr,
+			       struct granule_target *target);
+void granule_target_put(struct granule_target *target);
+int granule_collapse_prepare(struct vm_area_struct *vma, unsigned long addr,
+			     struct granule_target *target);
+int granule_collapse_finish(struct vm_area_struct *vma, unsigned long addr,
+			    bool others, struct folio *folio);
+
+/* page_granule_collapse_shmem.c */
+int granule_collapse_shmem(struct vm_area_struct *vma, unsigned long addr);
+int granule_collapse_prepare_shmem(struct vm_area_struct *vma, unsigned long addr,
+				   struct granule_target *target);
+int granule_collapse_finish_shmem(struct vm_area_struct *vma, unsigned long addr,
+				  bool others, struct folio *folio);
+
+/* page_granule_debug.c */
+const char *page_granule_verify_ptes(struct vm_area_struct *vma,
+				     unsigned long addr, pte_t *ptep);
+
+/**
+ * page_granule_aligns - Does a new mapping want a 64 KiB-aligned address?
+ * @vma_flags: The VMA flags of the new mapping.
+ * @len: Its length in bytes.
+ * @shared: Whether it is shared.
+ *
+ * A private default-tagged mapping wants it only if the length is a multiple of
+ * 64 KiB: any other would leave a gap behind it. Without gaps, neighbours merge
+ * into one VMA, which has more granules than if each was aligned. Shared memory
+ * never merges with its neighbours.
+ *
+ * Return: true if page_granule_get_unmapped_area() is to choose the address.
+ */
+static inline bool page_granule_aligns(const vma_flags_t *vma_flags,
+				       unsigned long len, bool shared)
+{
+	return vma_flags_test_single_mask(vma_flags, VMA_GRANULE) &&
+	       (IS_ALIGNED(len, PAGE_GRANULE_SIZE) ||
+		(shared && len > PAGE_GRANULE_SIZE));
+}
+
+/**
+ * vma_zero_pfn - The zero page to map at an address.
+ * @vma: The user mapping, stabilised by the mmap lock or its VMA lock.
+ * @addr: An address in @vma.
+ *
+ * Return: the PFN of the zero page that everybody shares or, in a granule, of
+ * the page of the zero block that makes a run.
+ */
+static inline unsigned long vma_zero_pfn(struct vm_area_struct *vma,
+					 unsigned long addr)
+{
+	const unsigned long index = granule_index(addr);
+
+	return zero_pfn(addr) + (vma_has_granule(vma, addr) ? index : 0);
+}
+
+/**
+ * page_granule_dup_mm - Tell a child which VMAs it may get.
+ * @mm: The address space of the child.
+ * @oldmm: The address space of its parent.
+ *
+ * Context: The mmap lock of @oldmm is held.
+ */
+static inline void page_granule_dup_mm(struct mm_struct *mm,
+				       const struct mm_struct *oldmm)
+{
+#ifdef CONFIG_PAGE_GRANULE
+	if (mm_has_granule_contract(oldmm))
+		mm_flags_set(MMF_GRANULE_CONTRACT, mm);
+	if (unlikely(mm_flags_test(MMF_GRANULE_TAGGED, oldmm)))
+		mm_flags_set(MMF_GRANULE_TAGGED, mm);
+#endif
+}
+
+/**
+ * vma_granule_accepts - May pages in a range of a VMA be changed?
+ * @vma: The VMA, stabilised by the mmap lock or its VMA lock.
+ * @start: First byte of the range, in @vma.
+ * @len: Length in bytes.
+ *
+ * This is page_granule_check_range() for callers that hold only the VMA lock.
+ *
+ * Return: false if the range begins or ends inside a granule of a contract VMA.
+ */
+static inline bool vma_granule_accepts(const struct vm_area_struct *vma,
+				       unsigned long start, unsigned long len)
+{
+	return !vma_granule_contract(vma) ||
+	       IS_ALIGNED(start | len, PAGE_GRANULE_SIZE);
+}
+
+/**
+ * vma_granule_fills - Does a fault fill granules that are populated in part?
+ * @vma: The user mapping, stabilised by the mmap lock or its VMA lock.
+ *
+ * A granule is populated in part if the VMA did not hold all of it when a fault
+ * populated it, or if memory was short.
+ *
+ * Return: false unless @vma is a default-tagged VMA of private anonymous
+ * memory, or if a program may have made the holes. Code that gives memory back
+ * calls vma_granule_set_holes() first, and clears PTEs under the page table
+ * lock.
+ */
+static inline bool vma_granule_fills(struct vm_area_struct *vma)
+{
+	return vma_granule_tagged(vma) && !vma_granule_contract(vma) &&
+	       vma_is_anonymous(vma) &&
+	       !vma_test_atomic_flag(vma, VMA_GRANULE_HOLES_BIT);
+}
+
+/**
+ * vma_granule_set_holes - Note that a program gives back or moves memory.
+ * @vma: The VMA, stabilised by the mmap lock or its VMA lock.
+ *
+ * Faults beside the resulting holes do not fill them. Call this before the
+ * first PTE is cleared.
+ *
+ * Context: With only the VMA lock held, the note may be lost: a caller that
+ * changes the VMA flags under the mmap lock reads them before it locks the VMA.
+ */
+static inline void vma_granule_set_holes(struct vm_area_struct *vma)
+{
+	if (vma_granule_fills(vma))
+		vma_set_atomic_flag(vma, VMA_GRANULE_HOLES_BIT);
+}
+
+/**
+ * page_granule_free_order - Order to split a folio to for a partial MADV_FREE.
+ * @vma: The VMA, stabilised by the mmap lock or its VMA lock.
+ * @folio: The folio, locked.
+ *
+ * MADV_FREE can free whole granules of a contract VMA. A folio in the swap
+ * cache can only be split to single pages.
+ *
+ * Return: an order, 0 without CONFIG_PAGE_GRANULE.
+ */
+static inline unsigned int page_granule_free_order(const struct vm_area_struct *vma,
+						   const struct folio *folio)
+{
+	return vma_granule_contract(vma) && !folio_test_swapcache(folio) &&
+	       folio_order(folio) > PAGE_GRANULE_ORDER ? PAGE_GRANULE_ORDER : 0;
+}
+
+/**
+ * page_granule_divisible - May the pages of a folio be placed one by one?
+ * @vma: The VMA, stabilised by the mmap lock.
+ * @folio: A folio that it maps.
+ *
+ * A folio as large as a granule exists because the VMA is tagged. Larger folios
+ * exist because huge pages are enabled, and move as a whole.
+ *
+ * Return: true if @folio is to be split before a part of it is moved; constant
+ * false without CONFIG_PAGE_GRANULE.
+ */
+static inline bool page_granule_divisible(const struct vm_area_struct *vma,
+					  const struct folio *folio)
+{
+	return vma_granule_tagged(vma) && !vma_granule_contract(vma) &&
+	       folio_order(folio) == PAGE_GRANULE_ORDER;
+}
+
+/**
+ * page_granule_cut_by - Would moving the pages of a range move others along?
+ * @vma: The VMA, stabilised by the mmap lock.
+ * @folio: A folio that it maps.
+ * @addr: The address of a page of @folio.
+ * @page: That page.
+ * @start: First byte of the range.
+ * @end: First byte after the range.
+ *
+ * Return: true if @folio is to be split first; constant false without
+ * CONFIG_PAGE_GRANULE.
+ */
+static inline bool page_granule_cut_by(const struct vm_area_struct *vma,
+				       const struct folio *folio,
+				       unsigned long addr, const struct page *page,
+				       unsigned long start, unsigned long end)
+{
+	const unsigned long first = addr - folio_page_idx(folio, page) * PAGE_SIZE;
+
+	return page_granule_divisible(vma, folio) &&
+	       (first < start || first + PAGE_GRANULE_SIZE > end);
+}
+
+/**
+ * vma_faults_granule - Does a fault populate all of a granule?
+ * @vma: The user mapping, stabilised by the mmap lock or its VMA lock.
+ * @addr: An address in @vma.
+ *
+ * Userfaultfd needs to see a fault on each page, so no fault populates more.
+ *
+ * Return: true if @addr lies in a granule and a fault populates all of it.
+ */
+static inline bool vma_faults_granule(struct vm_area_struct *vma,
+				      unsigned long addr)
+{
+	return vma_has_granule(vma, addr) && !userfaultfd_armed(vma);
+}
+
+/*
+ * Nobody may see a partly emptied granule in private anonymous memory of a
+ * contract VMA. The bounds of zapped ranges are multiples of a granule there.
+ */
+static inline bool zap_whole_granules(struct vm_area_struct *vma)
+{
+	return unlikely(vma_granule_contract(vma)) && vma_is_anonymous(vma);
+}
+
+/* Can the granule at @addr be zapped without a pause? */
+static inline bool zap_granule_make_room(struct mmu_gather *tlb,
+					 struct vm_area_struct *vma, pte_t *pte,
+					 unsigned long addr)
+{
+	return tlb_has_room(tlb, PAGE_GRANULE_NR) ||
+	       page_granule_pte_state(vma, addr, pte) == PAGE_GRANULE_WHOLE ||
+	       tlb_next_batch(tlb);
+}
+
+#ifdef CONFIG_PAGE_GRANULE
+
+/* page_granule_policy.c */
+int page_granule_mmap_prepare(struct file *file, unsigned long addr,
+			      unsigned long len, unsigned long *flags,
+			      pgoff_t pgoff, vma_flags_t *vma_flags);
+unsigned long
+page_granule_get_unmapped_area(struct file *file, unsigned long addr,
+			       unsigned long len, unsigned long offset,
+			       unsigned long flags, vma_flags_t vma_flags);
+
+/* page_granule_alloc.c */
+struct folio *page_granule_alloc_uncharged(struct vm_area_struct *vma, unsigned long addr,
+					   gfp_t *charge);
+
+/* page_granule_fault.c */
+void fold_or_repair_granule(struct vm_fault *vmf);
+
+/* page_granule_shmem.c */
+bool page_granule_monitored(struct address_space *mapping, pgoff_t index);
+
+/* page_granule_events.c */
+void page_granule_note_fault(struct vm_area_struct *vma, unsigned long addr,
+			     enum page_granule_fill fill);
+void page_granule_count_swapin(unsigned int nr_pages);
+unsigned int page_granule_cut_ends(struct vm_area_struct *vma,
+				   unsigned long start, unsigned long end);
+void page_granule_count_cuts(struct mm_struct *mm, unsigned long start,
+			     unsigned long end, unsigned int cuts);
+void page_granule_note_folio_split(struct vm_area_struct *vma,
+				   unsigned long addr, pte_t *ptep,
+				   unsigned int nr);
+
+/* page_granule_repair.c */
+void page_granule_repair_later(struct mm_struct *mm, unsigned long addr);
+
+/* page_granule_collapse.c */
+int page_granule_collapse_range(struct vm_area_struct *vma, unsigned long start,
+				unsigned long end);
+
+/**
+ * page_granule_orders - Folio orders to populate a granule with.
+ * @vma: The tagged VMA, stabilised by the mmap lock or its VMA lock.
+ * @orders: Bitfield of the orders that mTHP settings allow.
+ *
+ * Return: the bits of @orders that are not smaller than a granule, and the bit
+ * of the granule itself if @vma may have such folios.
+ */
+static inline unsigned long page_granule_orders(struct vm_area_struct *vma,
+						unsigned long orders)
+{
+	orders &= ~(BIT(PAGE_GRANULE_ORDER) - 1);
+	return vma_granule_folios(vma) ? orders | BIT(PAGE_GRANULE_ORDER) : orders;
+}
+
+/**
+ * page_granule_extend - Populate the last block of a VMA that has grown.
+ * @vma: The VMA that holds the range, or NULL.
+ * @addr: The old end in bytes.
+ * @end: The new end.
+ *
+ * This maps those pages of the block's folio that lie in the range. A page that
+ * somebody else maps, or may still write to, is left to the next fault.
+ *
+ * Context: The mmap lock and the lock of @vma are held for writing, so that
+ * nobody else populates the block.
+ */
+static inline void page_granule_extend(struct vm_area_struct *vma,
+				       unsigned long addr, unsigned long end)
+{
+	if (vma && vma_granule_tagged(vma))
+		__page_granule_extend(vma, addr, end);
+}
+
+/**
+ * page_granule_is_whole - Is an address in a granule that is whole?
+ * @vma: The VMA.
+ * @addr: The address, in @vma.
+ * @ptep: The PTE that maps @addr.
+ *
+ * Context: The page table lock of @ptep is held.
+ * Return: true if @addr lies in a granule that is populated as a run.
+ */
+static inline bool page_granule_is_whole(struct vm_area_struct *vma,
+					 unsigned long addr, pte_t *ptep)
+{
+	const unsigned long start = granule_start(addr);
+
+	return vma_has_granule(vma, addr) &&
+	       page_granule_pte_state(vma, start,
+				      ptep - granule_index(addr)) ==
+	       PAGE_GRANULE_WHOLE;
+}
+
+/**
+ * page_granule_unfolded - Is a run not yet marked as contiguous?
+ * @ptep: The first PTE of the granule.
+ * @pte: Its value, which is present.
+ *
+ * An architecture that marks contiguous entries must drop unmarked entries from
+ * the TLB before marked ones can get there.
+ *
+ * Context: The page table lock of @ptep is held.
+ * Return: true if the run has to be invalidated before it is set again.
+ */
+static inline bool page_granule_unfolded(pte_t *ptep, pte_t pte)
+{
+#ifdef pte_batch_hint
+	return pte_batch_hint(ptep, pte) == 1;
+#else
+	return false;
+#endif
+}
+
+/**
+ * page_granule_zero_batch - How many PTEs of zero pages to treat as one.
+ * @vma: The VMA.
+ * @addr: An address in @vma.
+ * @ptep: The PTE that maps @addr.
+ * @pte: Its value, which is present.
+ * @max_nr: How many PTEs, from @ptep on, the caller treats in @vma.
+ *
+ * This is folio_pte_batch() for zero pages, which are not in a folio.
+ *
+ * Context: The page table lock of @ptep is held.
+ * Return: PAGE_GRANULE_NR if a granule of zero pages begins at @addr, else 1.
+ */
+static inline unsigned int page_granule_zero_batch(struct vm_area_struct *vma,
+						   unsigned long addr,
+						   pte_t *ptep, pte_t pte,
+						   unsigned int max_nr)
+{
+	/* @max_nr ensures that the block is in @vma. */
+	if (likely(!vma_granule_tagged(vma)) || max_nr < PAGE_GRANULE_NR ||
+	    !IS_ALIGNED(addr, PAGE_GRANULE_SIZE) || !is_zero_pfn(pte_pfn(pte)))
+		return 1;
+
+	return page_granule_is_zeroes(vma, addr, ptep) ? PAGE_GRANULE_NR : 1;
+}
+
+#else /* CONFIG_PAGE_GRANULE */
+
+static inline unsigned long page_granule_orders(struct vm_area_struct *vma,
+						unsigned long orders)
+{
+	return orders;
+}
+
+static inline struct folio *page_granule_alloc_uncharged(struct vm_area_struct *vma,
+							 unsigned long addr, gfp_t *charge)
+{
+	return NULL;
+}
+
+static inline void page_granule_note_fault(struct vm_area_struct *vma,
+					   unsigned long addr,
+					   enum page_granule_fill fill)
+{
+}
+
+static inline void page_granule_extend(struct vm_area_struct *vma,
+				       unsigned long addr, unsigned long end)
+{
+}
+
+static inline void page_granule_count_swapin(unsigned int nr_pages)
+{
+}
+
+static inline bool page_granule_is_whole(struct vm_area_struct *vma,
+					 unsigned long addr, pte_t *ptep)
+{
+	return false;
+}
+
+static inline unsigned int page_granule_zero_batch(struct vm_area_struct *vma,
+						   unsigned long addr,
+						   pte_t *ptep, pte_t pte,
+						   unsigned int max_nr)
+{
+	return 1;
+}
+
+static inline unsigned int
+page_granule_cut_ends(struct vm_area_struct *vma, unsigned long start,
+		      unsigned long end)
+{
+	return 0;
+}
+
+static inline void page_granule_count_cuts(struct mm_struct *mm,
+					   unsigned long start,
+					   unsigned long end, unsigned int cuts)
+{
+}
+
+static inline void
+page_granule_note_folio_split(struct vm_area_struct *vma, unsigned long addr,
+			      pte_t *ptep, unsigned int nr)
+{
+}
+
+static inline int page_granule_collapse_range(struct vm_area_struct *vma,
+					      unsigned long start,
+					      unsigned long end)
+{
+	return 1;
+}
+
+static inline void page_granule_repair_later(struct mm_struct *mm,
+					     unsigned long addr)
+{
+}
+
+static inline bool page_granule_monitored(struct address_space *mapping,
+					  pgoff_t index)
+{
+	return false;
+}
+
+static inline int
+page_granule_mmap_prepare(struct file *file, unsigned long addr,
+			  unsigned long len, unsigned long *flags,
+			  pgoff_t pgoff, vma_flags_t *vma_flags)
+{
+	return 0;
+}
+
+static inline unsigned long
+page_granule_get_unmapped_area(struct file *file, unsigned long addr,
+			       unsigned long len, unsigned long offset,
+			       unsigned long flags, vma_flags_t vma_flags)
+{
+	return -ENOMEM;
+}
+
+static inline void fold_or_repair_granule(struct vm_fault *vmf)
+{
+}
+
+#endif /* CONFIG_PAGE_GRANULE */
+
+#if defined(CONFIG_PAGE_GRANULE) && defined(CONFIG_SWAP)
+
+/* page_granule_swap.c */
+bool swapped_granule_fits(struct vm_fault *vmf, struct folio *folio,
+			  struct page *page);
+vm_fault_t swapin_granule(struct vm_fault *vmf, softleaf_t entry,
+			  unsigned long orders, struct folio **foliop);
+
+#else
+
+static inline bool swapped_granule_fits(struct vm_fault *vmf, struct folio *folio,
+					struct page *page)
+{
+	return false;
+}
+
+static inline vm_fault_t swapin_granule(struct vm_fault *vmf, softleaf_t entry,
+					unsigned long orders,
+					struct folio **foliop)
+{
+	return VM_FAULT_FALLBACK;
+}
+
+#endif
+
+#if defined(CONFIG_PAGE_GRANULE) && defined(CONFIG_SHMEM)
+
+/* page_granule_shmem.c */
+vm_fault_t do_fault_granule(struct vm_fault *vmf);
+
+#else
+
+static inline vm_fault_t do_fault_granule(struct vm_fault *vmf)
+{
+	return __do_fault(vmf);
+}
+
+#endif
+
+#endif /* __MM_PAGE_GRANULE_H */
