@@ -9,7 +9,7 @@
  * instruction takes one virtual nanosecond, so it counts instructions there,
  * and a repeat agrees to about 1 %. Elsewhere it is wall time.
  *
- * page_granule_bench_fragment.c has the part that fragments memory first.
+ * page_granule_fragment.c has the part that fragments memory first.
  */
 #define _GNU_SOURCE
 #include <errno.h>

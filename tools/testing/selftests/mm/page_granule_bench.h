@@ -162,7 +162,7 @@ void select_config(const struct bench *bench, const struct config *config);
 bool failed(const struct config *config, const char *what);
 void run_alone(bool alone);
 
-/* page_granule_bench_fragment.c */
+/* page_granule_fragment.c */
 #define NR_FRAGMENTS	7
 extern const struct fragment fragments[NR_FRAGMENTS];
 

@@ -17,7 +17,7 @@
  *
  * This file has main(), the workers, and the areas with their model.
  * page_granule_stress_ops.c has the operations on an area, and
- * page_granule_stress_disturb.c what other processes, devices and settings do.
+ * page_granule_disturb.c what other processes, devices and settings do.
  */
 #define _GNU_SOURCE
 #include <errno.h>

@@ -209,7 +209,7 @@ void swap_round(struct actor *actor);
 void numa_round(struct actor *actor);
 void repair_round(struct actor *actor);
 
-/* page_granule_stress_disturb.c */
+/* page_granule_disturb.c */
 const char *no_cgroup(void);
 const char *no_swap(void);
 const char *one_node(void);
