@@ -26,6 +26,8 @@
 /**
  * granule_start - First byte of the 64 KiB block around an address.
  * @addr: The address.
+ *
+ * Return: the address of that byte.
  */
 static inline unsigned long granule_start(unsigned long addr)
 {

@@ -62,6 +62,7 @@ extern const char golden_help[];
 extern const char golden_stat[];
 
 void read_back(int fd, char *buf, size_t size);
+bool wait_output(int fd);
 void set_argv(const char *arg, va_list args);
 pid_t start_argv(void (*hook)(void), int out, int err);
 int wait_status(pid_t pid);

@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -31,6 +32,17 @@ void read_back(int fd, char *buf, size_t size)
 
 	buf[len > 0 ? len : 0] = '\0';
 	close(fd);
+}
+
+/* Wait until something has been written to a file, for a minute at most. */
+bool wait_output(int fd)
+{
+	struct stat st = { 0 };
+	unsigned int i;
+
+	for (i = 0; i < 6000 && !fstat(fd, &st) && !st.st_size; i++)
+		usleep(10 * 1000);
+	return st.st_size;
 }
 
 /* The command line of the tool, from its arguments up to NULL */
