@@ -24,7 +24,7 @@ demo: work ## boot a patched kernel and show 64 KiB runs, measured
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
-	@echo "ARCH=x86_64|arm64 selects; without it tests run on both, the rest on $(HOST)"
+	@echo "ARCH=x86_64|arm64 selects; without it demo, kernel and boot take $(HOST), all others both"
 
 check: ## sync, lint, vma-test, tlb models; per ARCH kernel, boot, kunit, kselftests, some programs and tlb
 	@scripts/check $(ARCHES)
@@ -72,7 +72,7 @@ stress: work ## all at once for 10 minutes, with KASAN and lockdep (builds for 2
 bench: work ## measure all stages, and costs for others: Documentation/measured.md
 	@scripts/bench/run $(ARCHES)
 
-programs: work ## Debian's programs in 4K, mTHP, granules: measured.md; an ARCH takes 45 min, 0.6 GB (QUICK=1: three)
+programs: work ## Debian's programs in 4K, mTHP, granules: measured.md; an ARCH takes up to 90 min, 0.6 GB (QUICK=1: three)
 	@scripts/programs/run $(if $(QUICK),--quick) $(ARCHES)
 
 tlb: work ## model TLB misses from recorded accesses: measured.md; an ARCH takes 30 min (QUICK=1: minutes)
@@ -88,5 +88,6 @@ parts: work ## out/parts: each part as it is posted; build and test the end of e
 bisect: tree ## build every commit, and the last with the feature off
 	@scripts/bisect $(ARCHES)
 
-clean: ## remove objects and logs; build/linux stays
-	@rm -rf out build/obj-* build/bisect build/base build/lint-base
+clean: ## remove build/ except build/linux, and out/ with all results
+	@[ ! -d build ] || find build -mindepth 1 -maxdepth 1 ! -name linux -exec rm -rf {} +
+	@rm -rf out

@@ -4,30 +4,34 @@
  *
  *   page_granule.c                 predicates: is it a granule, and how is it
  *                                  populated?
- *   page_granule_policy.c          which memory has granules: prctl(),
- *                                  mmap(), exec; where mappings are placed
+ *   page_granule_policy.c          which memory may be tagged: prctl(), mmap();
+ *                                  what a program inherits by exec; where
+ *                                  mappings are placed. fs/exec.c tags the
+ *                                  stack, mmap.c tags brk() memory and .bss
  *   page_granule_sysfs.c           /sys/kernel/mm/page_granule
  *   page_granule_contract.c        system calls that would cut a contract
  *                                  granule
  *   page_granule_alloc.c           folios for granules: where from, how much
  *                                  effort, whom to charge
  *   page_granule_fault.c           populate, copy-on-write, reuse, fork
- *   page_granule_swap.c            swap-in of private memory
- *   page_granule_shmem.c           faults on shared anonymous memory
+ *   page_granule_swap.c            swap-in of private memory; for shared
+ *                                  memory, see shmem.c
+ *   page_granule_shmem.c           faults on shared anonymous memory for which
+ *                                  shmem.c has found only small folios
  *   page_granule_migrate.c         move_pages() and mbind() of a part of a
  *                                  granule
  *   page_granule_events.c          counters and tracepoints; asks for repair
  *   page_granule_repair.c          hints to broken granules, and the worker
- *                                  that takes them
- *   page_granule_collapse.c        one folio for the pages of a broken
- *                                  granule
- *   page_granule_collapse_shmem.c  the same in the page cache, for faults and
- *                                  the worker
+ *                                  that takes them: how much it may do
+ *   page_granule_collapse.c        which broken granules may be repaired, and
+ *                                  how: one folio for their pages, for the
+ *                                  worker and MADV_COLLAPSE
+ *   page_granule_collapse_shmem.c  the same in the page cache, and for faults
  *   page_granule_debug.c           invariants, verified on demand
  *
  * Other files of mm/ include this header for the functions that they call
- * where a VMA is tagged. include/linux/page_granule.h has the terms, and what the
- * rest of the kernel may use. vma.c is also built in user space, and includes
+ * where a VMA is tagged. include/linux/page_granule.h has the terms, and what
+ * the rest of the kernel may use. vma.c is also built in user space, and includes
  * that header only.
  */
 #ifndef __MM_PAGE_GRANULE_H
@@ -245,7 +249,7 @@ static inline bool vma_granule_fills(struct vm_area_struct *vma)
  * @vma: The VMA, stabilised by the mmap lock or its VMA lock.
  *
  * Faults beside the resulting holes do not fill them. Call this before the
- * first PTE is cleared.
+ * first PTE is cleared, or with the VMA locked for writing.
  *
  * Context: With only the VMA lock held, the note may be lost: a caller that
  * changes the VMA flags under the mmap lock reads them before it locks the VMA.
@@ -278,8 +282,8 @@ static inline unsigned int page_granule_free_order(const struct vm_area_struct *
  * @vma: The VMA, stabilised by the mmap lock.
  * @folio: A folio that it maps.
  *
- * A folio as large as a granule exists because the VMA is tagged. Larger folios
- * exist because huge pages are enabled, and move as a whole.
+ * A folio as large as a granule is taken to exist because the VMA is tagged.
+ * Larger ones exist because huge pages are enabled, and move as a whole.
  *
  * Return: true if @folio is to be split before a part of it is moved; constant
  * false without CONFIG_PAGE_GRANULE.

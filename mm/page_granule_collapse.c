@@ -385,9 +385,9 @@ int granule_collapse_prepare(struct vm_area_struct *vma, unsigned long addr,
 int granule_collapse_finish(struct vm_area_struct *vma, unsigned long addr,
 			    bool others, struct folio *folio)
 {
-	if (vma_is_anonymous(vma))
-		return collapse_finish_anon(vma, addr, folio);
-	return granule_collapse_finish_shmem(vma, addr, others, folio);
+	if (vma_is_shmem(vma))
+		return granule_collapse_finish_shmem(vma, addr, others, folio);
+	return collapse_finish_anon(vma, addr, folio);
 }
 
 /**

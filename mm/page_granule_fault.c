@@ -113,7 +113,7 @@ static void fold_granule(struct vm_area_struct *vma, unsigned long start, pte_t 
 {
 	pte_t old = ptep_get(pte), merged;
 
-	/* KSM recognises its zero pages by the dirty bit of each PTE. */
+	/* Dirty bits would make zero pages look as if KSM had merged them. */
 	if (pte_protnone(old) || is_zero_pfn(pte_pfn(old)) ||
 	    !page_granule_unfolded(pte, old))
 		return;

@@ -7,13 +7,11 @@
  * placed on a 64 KiB boundary.
  */
 
-#include <linux/compat.h>
 #include <linux/export.h>
 #include <linux/fs.h>
 #include <linux/mm.h>
 #include <linux/mman.h>
 #include <linux/prctl.h>
-#include <linux/security.h>
 #include <linux/shmem_fs.h>
 #include <linux/sizes.h>
 
@@ -23,8 +21,8 @@
 #include "page_granule.h"
 
 /*
- * The switch of the administrator. 0 refuses new requests, and populates memory
- * that is tagged already from base pages.
+ * The switch of the administrator. 0 refuses new requests, and makes
+ * vma_granule_folios() false for memory that is tagged already.
  */
 bool page_granule_enabled __read_mostly = true;
 
@@ -327,8 +325,7 @@ int prctl_get_page_granule(unsigned long scope, unsigned long arg3,
  * @arg4: Must be 0.
  * @arg5: Must be 0.
  *
- * The setting is one bit of the address space that is read once by each
- * mmap(), so no lock is needed.
+ * The setting is a single bit of the address space, so no lock is needed.
  *
  * Return: 0, -EINVAL for an invalid argument, or -EOPNOTSUPP for a
  * size that is not offered to this address space.

@@ -2,8 +2,8 @@
 /*
  * Page granule: the worker that repairs broken granules.
  *
- * A granule breaks if memory is short when it is populated or copied, or if a
- * part of it is given back and taken again. The code that leaves it like that
+ * A granule breaks if memory is short when it is populated or copied, or if its
+ * folio is split, for instance by reclaim. The code that leaves it like that
  * adds a hint. An address space is scanned only if it has more hints than are
  * remembered. A worker with a small budget takes turns between the address
  * spaces, and has broken granules collapsed to one folio

@@ -19,6 +19,12 @@ die()
 	exit 1
 }
 
+# Fail unless there is a tree: git would take the repository around it.
+need_tree()
+{
+	[ -d "$linux/.git" ] || die "no build/linux; run \"make tree\""
+}
+
 note()
 {
 	echo "== $*"
@@ -165,5 +171,5 @@ check_version()
 	got=$(awk '$1 == "VERSION" { v = $3 } $1 == "PATCHLEVEL" { p = $3 }
 		$1 == "EXTRAVERSION" { e = $3 } END { print v "." p e }')
 	[ "$got" = "$want" ] ||
-		die "$1 is Linux ${got#.}; the series is for $want: give a v$want tree"
+		die "$1 is Linux ${got#.}; the series is for $want, as Debian's linux-source-$want has it"
 }

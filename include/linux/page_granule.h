@@ -46,7 +46,7 @@ static inline int granule_index(unsigned long addr)
 }
 
 /**
- * vma_granule_tagged - Is this VMA populated in granules?
+ * vma_granule_tagged - Is this VMA to be populated in granules?
  * @vma: The user mapping, stabilised by the mmap lock or its VMA lock.
  *
  * Return: true if @vma is tagged; constant false without CONFIG_PAGE_GRANULE.
@@ -125,9 +125,10 @@ static inline bool vma_granule_active(struct vm_area_struct *vma)
  * @addr: An address in @vma.
  *
  * The bounds of a default-tagged VMA may cut off the blocks at its ends. These
- * blocks are not granules, and base pages populate them. The same goes for
- * shared memory that mremap() has moved to an address that is not congruent,
- * and for a default-tagged VMA without large folios, see vma_granule_folios().
+ * blocks are not granules, and are populated as in an untagged VMA. The same
+ * goes for shared memory that mremap() has moved to an address that is not
+ * congruent, and for a default-tagged VMA without large folios, see
+ * vma_granule_folios().
  *
  * Return: true if @addr lies in a granule of @vma.
  */
@@ -233,7 +234,8 @@ enum page_granule_state {
  * enum page_granule_fill - How a fault has populated a granule.
  * @GRANULE_FILL_FOLIO: A run of pages of one folio.
  * @GRANULE_FILL_ZERO: The run of zero pages.
- * @GRANULE_FILL_SINGLE: Single pages, because there was no folio.
+ * @GRANULE_FILL_SINGLE: Single pages, because there was no folio; only the one
+ *			 that was accessed, if memory is short.
  */
 enum page_granule_fill {
 	GRANULE_FILL_FOLIO,

@@ -1128,20 +1128,6 @@ static bool test_granule_mmap_region(void)
 	return true;
 }
 
-/* Assert that tagged VMAs report base pages as their page size. */
-static bool test_granule_pagesize(void)
-{
-	struct vm_area_struct vma = {};
-	int i;
-
-	for (i = 0; i < NUM_KINDS; i++) {
-		vma.flags = granule_flags(granule_kinds[i]);
-		ASSERT_EQ(vma_kernel_pagesize(&vma), PAGE_SIZE);
-		ASSERT_EQ(vma_mmu_pagesize(&vma), PAGE_SIZE);
-	}
-	return true;
-}
-
 static void run_granule_tests(int *num_tests, int *num_fail)
 {
 	TEST(granule_merge_new);
@@ -1153,5 +1139,4 @@ static void run_granule_tests(int *num_tests, int *num_fail)
 	TEST(granule_shrink);
 	TEST(granule_stack);
 	TEST(granule_mmap_region);
-	TEST(granule_pagesize);
 }
