@@ -72,7 +72,7 @@ stress: work ## all at once for 10 minutes, with KASAN and lockdep (builds for 2
 bench: work ## measure all stages, and costs for others: Documentation/measured.md
 	@scripts/bench/run $(ARCHES)
 
-programs: work ## Debian's programs in 4K, mTHP, granules: measured.md; an ARCH takes up to 90 min, 0.6 GB (QUICK=1: three)
+programs: work ## Debian's programs in 4K, mTHP, granules: measured.md; an ARCH takes 15 to 50 min, 0.6 GB (QUICK=1: three)
 	@scripts/programs/run $(if $(QUICK),--quick) $(ARCHES)
 
 tlb: work ## model TLB misses from recorded accesses: measured.md; an ARCH takes 30 min (QUICK=1: minutes)
