@@ -81,7 +81,7 @@ int page_granule_parse_flags(unsigned long flags);
 
 /* page_granule_contract.c */
 int page_granule_not_freed(struct vm_area_struct *vma, unsigned long addr,
-			   pte_t *ptep);
+			   pte_t *ptep, int max_nr);
 int page_granule_check_mremap(struct mm_struct *mm, unsigned long addr,
 			      unsigned long old_len, unsigned long new_addr,
 			      unsigned long new_len, unsigned long flags);
@@ -121,7 +121,7 @@ int page_granule_nr_to_move(const void __user * __user *pages,
 			    unsigned long nr_pages, const void __user *p,
 			    int node);
 int page_granule_split_page(struct vm_area_struct *vma, unsigned long addr,
-			    struct page *page);
+			    struct page *page, bool wait);
 
 /* page_granule_events.c */
 void page_granule_note_cow(struct vm_area_struct *vma, unsigned long addr,
@@ -444,26 +444,6 @@ static inline bool page_granule_is_whole(struct vm_area_struct *vma,
 	       page_granule_pte_state(vma, start,
 				      ptep - granule_index(addr)) ==
 	       PAGE_GRANULE_WHOLE;
-}
-
-/**
- * page_granule_unfolded - Is a run not yet marked as contiguous?
- * @ptep: The first PTE of the granule.
- * @pte: Its value, which is present.
- *
- * An architecture that marks contiguous entries must drop unmarked entries from
- * the TLB before marked ones can get there.
- *
- * Context: The page table lock of @ptep is held.
- * Return: true if the run has to be invalidated before it is set again.
- */
-static inline bool page_granule_unfolded(pte_t *ptep, pte_t pte)
-{
-#ifdef pte_batch_hint
-	return pte_batch_hint(ptep, pte) == 1;
-#else
-	return false;
-#endif
 }
 
 /**

@@ -9,6 +9,7 @@
  */
 
 #include <linux/compaction.h>
+#include <linux/cpuset.h>
 #include <linux/memcontrol.h>
 #include <linux/mempolicy.h>
 #include <linux/mm.h>
@@ -20,8 +21,12 @@
 /* How long to leave a node alone after a failed compaction, in jiffies. */
 #define GRANULE_BACKOFF		HZ
 
-/* When the back-off of each node ends, in jiffies; 0 if there is none. */
-static unsigned long granule_backoff[MAX_NUMNODES];
+/*
+ * When the back-off of each node ends, in jiffies; 0 if there is none. Callers
+ * that only wake kcompactd have one of their own, and do not hold off those
+ * that compact.
+ */
+static unsigned long granule_backoff[2][MAX_NUMNODES];
 
 /*
  * Compact a node that has enough free memory, but not in one piece, as far as
@@ -31,7 +36,8 @@ static unsigned long granule_backoff[MAX_NUMNODES];
  */
 static struct folio *compact_for_granule(gfp_t ceiling, int nid)
 {
-	const unsigned long until = READ_ONCE(granule_backoff[nid]);
+	unsigned long *backoff = &granule_backoff[!!(ceiling & __GFP_DIRECT_RECLAIM)][nid];
+	const unsigned long until = READ_ONCE(*backoff);
 	struct folio *folio = NULL;
 
 	if (!(ceiling & __GFP_RECLAIM) || (until && time_before(jiffies, until)))
@@ -43,14 +49,31 @@ static struct folio *compact_for_granule(gfp_t ceiling, int nid)
 					   __GFP_NORETRY | __GFP_THISNODE,
 					   PAGE_GRANULE_ORDER, nid);
 	if (folio) {
-		WRITE_ONCE(granule_backoff[nid], 0);
+		WRITE_ONCE(*backoff, 0);
 		return folio;
 	}
 	wakeup_kcompactd(NODE_DATA(nid), PAGE_GRANULE_ORDER,
 			 gfp_zone(GFP_HIGHUSER_MOVABLE));
 	/* Avoid 0, which means no back-off. */
-	WRITE_ONCE(granule_backoff[nid], (jiffies + GRANULE_BACKOFF) | 1);
+	WRITE_ONCE(*backoff, (jiffies + GRANULE_BACKOFF) | 1);
 	return NULL;
+}
+
+/*
+ * The node of the CPU, or the nearest one that the cpuset allows. Allocating
+ * from a forbidden node always fails, which says nothing about its memory.
+ */
+static int granule_local_node(void)
+{
+	const int nid = numa_mem_id();
+	struct zoneref *z;
+
+	if (node_isset(nid, cpuset_current_mems_allowed))
+		return nid;
+	z = first_zones_zonelist(node_zonelist(nid, GFP_HIGHUSER_MOVABLE),
+				 gfp_zone(GFP_HIGHUSER_MOVABLE),
+				 &cpuset_current_mems_allowed);
+	return zonelist_zone(z) ? zonelist_node_idx(z) : NUMA_NO_NODE;
 }
 
 /*
@@ -61,7 +84,7 @@ static struct folio *compact_for_granule(gfp_t ceiling, int nid)
 static int granule_node(struct vm_area_struct *vma, unsigned long addr)
 {
 #ifdef CONFIG_NUMA
-	int nid = numa_mem_id();
+	int nid = granule_local_node();
 	struct mempolicy *pol;
 	pgoff_t ilx;
 
@@ -85,7 +108,7 @@ static int granule_node(struct vm_area_struct *vma, unsigned long addr)
 	mpol_cond_put(pol);
 	return nid;
 #else
-	return numa_mem_id();
+	return granule_local_node();
 #endif
 }
 

@@ -195,20 +195,30 @@ static void collapse_map_anon(struct vm_area_struct *vma, unsigned long addr,
 	trace_page_granule_repair(vma->vm_mm, addr);
 }
 
-/* Does the memory policy bind the memory to other nodes? */
+/*
+ * Does the memory policy bind the memory to other nodes, or interleave it? The
+ * single pages of an interleaved granule are on all nodes, so the node of most
+ * of them would be the same one for all granules.
+ */
 static bool collapse_by_policy(const struct granule_target *target)
 {
 #ifdef CONFIG_NUMA
-	return target->policy && target->policy->mode == MPOL_BIND &&
-	       !node_isset(target->nid, target->policy->nodes);
-#else
-	return false;
+	if (!target->policy)
+		return false;
+	switch (target->policy->mode) {
+	case MPOL_BIND:
+		return !node_isset(target->nid, target->policy->nodes);
+	case MPOL_INTERLEAVE:
+	case MPOL_WEIGHTED_INTERLEAVE:
+		return true;
+	}
 #endif
+	return false;
 }
 
 /*
  * Allocate a folio on the node of the memory, or where the policy of the VMA
- * binds it. Charge it to the memory cgroup of the target or, if there is none,
+ * wants it. Charge it to the memory cgroup of the target or, if there is none,
  * of @mm. Returns an error pointer: -ENOMEM if there is no folio, -EBUSY if the
  * memory cgroup is full.
  */
@@ -219,7 +229,7 @@ struct folio *granule_target_alloc(const struct granule_target *target,
 	struct folio *folio;
 	int error;
 
-	/* Stay on the node of the pages, unless the policy forbids it. */
+	/* Stay on the node of the pages, unless the policy says otherwise. */
 	if (collapse_by_policy(target))
 		folio = folio_alloc_mpol(GFP_TRANSHUGE_LIGHT, PAGE_GRANULE_ORDER,
 					 target->policy, target->ilx, target->nid);
@@ -423,6 +433,16 @@ int page_granule_collapse_range(struct vm_area_struct *vma, unsigned long start,
 		struct folio *folio;
 		int error;
 
+		if (fatal_signal_pending(current))
+			return -EINTR;
+		cond_resched();
+		/* Large mappings are often empty. */
+		if (vma_is_anonymous(vma) && !granule_pmd(vma->vm_mm, addr)) {
+			if (vma_has_granule(vma, addr))
+				ret = min(ret, 0);
+			addr = pmd_addr_end(addr, end) - PAGE_GRANULE_SIZE;
+			continue;
+		}
 		error = granule_collapse_prepare(vma, addr, &target);
 		if (!error) {
 			folio = granule_target_alloc(&target, vma->vm_mm,
@@ -436,9 +456,6 @@ int page_granule_collapse_range(struct vm_area_struct *vma, unsigned long start,
 			ret = min(ret, 0);
 		else if (error != -EINVAL)
 			ret = error;
-		if (fatal_signal_pending(current))
-			return -EINTR;
-		cond_resched();
 	}
 	return ret;
 }

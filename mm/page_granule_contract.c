@@ -19,16 +19,17 @@
  * @vma: The contract VMA.
  * @addr: The address of the first page.
  * @ptep: The PTE that maps @addr.
+ * @max_nr: How many pages there are from @addr to the end of the range.
  *
  * MADV_FREE would free a granule in part if it is not whole: reclaim drops
  * single pages one by one, and swap entries go at once.
  *
  * Context: The page table lock of @ptep is held.
- * Return: the number of pages from @addr to the end of such a granule, or 0 if
- * the granule is whole, or holds only entries that go at once.
+ * Return: the number of pages from @addr to the end of such a granule, at most
+ * @max_nr, or 0 if the granule is whole, or holds only entries that go at once.
  */
 int page_granule_not_freed(struct vm_area_struct *vma, unsigned long addr,
-			   pte_t *ptep)
+			   pte_t *ptep, int max_nr)
 {
 	const int nr = granule_index(addr);
 	int i;
@@ -43,7 +44,7 @@ int page_granule_not_freed(struct vm_area_struct *vma, unsigned long addr,
 		    (!pte_none(pte) && !softleaf_is_swap(entry) &&
 		     !softleaf_is_hwpoison(entry) &&
 		     !softleaf_is_poison_marker(entry)))
-			return PAGE_GRANULE_NR - nr;
+			return min(max_nr, PAGE_GRANULE_NR - nr);
 	}
 	return 0;
 }

@@ -83,6 +83,7 @@ static void page_granule_map_pages(struct vm_area_struct *vma, unsigned long add
  * @vma: The VMA that maps the page.
  * @addr: The address at which it maps the page.
  * @page: The page, with a reference held.
+ * @wait: Wait for the folio if it is locked or under writeback.
  *
  * The other pages stay mapped here. Otherwise the next fault would find an
  * empty granule, and populate it as a whole.
@@ -92,14 +93,18 @@ static void page_granule_map_pages(struct vm_area_struct *vma, unsigned long add
  * otherwise an error, for instance if somebody else references the folio.
  */
 int page_granule_split_page(struct vm_area_struct *vma, unsigned long addr,
-			    struct page *page)
+			    struct page *page, bool wait)
 {
 	struct folio *folio = page_folio(page);
 	int err = 0;
 
 	mmap_assert_locked(vma->vm_mm);
-	folio_lock(folio);
-	folio_wait_writeback(folio);
+	if (wait)
+		folio_lock(folio);
+	else if (!folio_trylock(folio))
+		return -EAGAIN;
+	if (wait)
+		folio_wait_writeback(folio);
 	if (folio_test_large(folio))
 		err = split_huge_page(page);
 	folio = page_folio(page);

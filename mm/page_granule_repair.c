@@ -59,7 +59,7 @@ static bool repair_enabled = true;
 /**
  * struct repair_slot - The repairs to do in an address space.
  * @slot: Finds the slot by its mm, without a reference. The mm frees the slot
- *	 when it exits, unless the worker has done so while it held a reference.
+ *	 when it exits, or the worker does at the end of the turn of the mm.
  * @due: When the next turn may come, in jiffies.
  * @wait: How long the last failure has made it wait, in jiffies.
  * @nr: The number of hints.
@@ -91,6 +91,8 @@ struct repair_slot {
 /* Protects the queue, the hash table and the hints in the slots. */
 static DEFINE_SPINLOCK(repair_lock);
 static LIST_HEAD(repair_queue);
+/* The address space whose turn it is: its slot stays. */
+static struct mm_struct *repair_mm;
 static DEFINE_HASHTABLE(repair_hash, REPAIR_HASH_BITS);
 
 /*
@@ -199,15 +201,38 @@ void __page_granule_exit(struct mm_struct *mm)
 {
 	struct repair_slot *slot = NULL;
 	struct mm_slot *mm_slot;
+	bool turn;
 
 	spin_lock(&repair_lock);
-	mm_slot = mm_slot_lookup(repair_hash, mm);
+	turn = mm == repair_mm;
+	mm_slot = turn ? NULL : mm_slot_lookup(repair_hash, mm);
 	if (mm_slot) {
 		slot = mm_slot_entry(mm_slot, struct repair_slot, slot);
 		mm_slot_remove(mm_slot);
 	}
 	spin_unlock(&repair_lock);
 	kfree(slot);
+
+	/* From now on, repair_trylock() fails: wait only if it has not. */
+	if (turn) {
+		mmap_write_lock(mm);
+		mmap_write_unlock(mm);
+	}
+}
+
+/*
+ * Lock an address space for reading, unless somebody holds the lock, or it
+ * exits. The worker does not keep it from exiting, since who waits for the end
+ * of a process relies on the end of its mappings.
+ */
+static bool repair_trylock(struct mm_struct *mm)
+{
+	if (!mmap_read_trylock(mm))
+		return false;
+	if (atomic_read(&mm->mm_users))
+		return true;
+	mmap_read_unlock(mm);
+	return false;
 }
 
 /*
@@ -247,7 +272,7 @@ static int repair_one(struct mm_struct *mm, unsigned long hint)
 	bool room;
 
 	/* One address space must not hold up the others. */
-	if (!mmap_read_trylock(mm))
+	if (!repair_trylock(mm))
 		return -EAGAIN;
 	error = repair_prepare_hint(mm, hint, &target, &vma);
 	mmap_read_unlock(mm);
@@ -269,7 +294,7 @@ static int repair_one(struct mm_struct *mm, unsigned long hint)
 	}
 
 	error = -EAGAIN;
-	if (!mmap_read_trylock(mm)) {
+	if (!repair_trylock(mm)) {
 		folio_put(folio);
 		goto out;
 	}
@@ -302,7 +327,7 @@ static int repair_find(struct mm_struct *mm, unsigned long *addr,
 
 	VMA_ITERATOR(vmi, mm, *addr);
 
-	if (!mmap_read_trylock(mm))
+	if (!repair_trylock(mm))
 		return -EAGAIN;
 	for_each_vma(vmi, vma) {
 		unsigned long at = ALIGN(max(vma->vm_start, *addr),
@@ -448,8 +473,8 @@ static void repair_turn(struct repair_slot *slot, u64 start)
 
 /*
  * Find the next address space whose turn is due, and move it to the end of the
- * queue. Returns NULL if there is none. A reference keeps the address space
- * from exiting.
+ * queue. Returns NULL if there is none. A reference keeps the mm_struct, but
+ * not the address space.
  */
 static struct repair_slot *repair_next_slot(void)
 {
@@ -457,10 +482,11 @@ static struct repair_slot *repair_next_slot(void)
 
 	spin_lock(&repair_lock);
 	list_for_each_entry(slot, &repair_queue, slot.mm_node) {
-		if (time_before(jiffies, slot->due) ||
-		    !mmget_not_zero(slot->slot.mm))
+		if (time_before(jiffies, slot->due))
 			continue;
 		next = slot;
+		repair_mm = slot->slot.mm;
+		mmgrab(repair_mm);
 		list_move_tail(&slot->slot.mm_node, &repair_queue);
 		break;
 	}
@@ -474,13 +500,14 @@ static void repair_end_turn(struct repair_slot *slot)
 	struct mm_struct *mm = slot->slot.mm;
 
 	spin_lock(&repair_lock);
-	if (slot->nr || slot->scan)
+	repair_mm = NULL;
+	if ((slot->nr || slot->scan) && atomic_read(&mm->mm_users))
 		slot = NULL;
 	else
 		mm_slot_remove(&slot->slot);
 	spin_unlock(&repair_lock);
 	kfree(slot);
-	mmput_async(mm);
+	mmdrop(mm);
 }
 
 /*

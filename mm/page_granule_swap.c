@@ -342,6 +342,20 @@ static vm_fault_t swapin_granule_copy(struct vm_fault *vmf, pte_t *ptes)
 		goto put_folios;
 	if (!lock_granule_folios(folios))
 		goto put_folios;
+
+	/*
+	 * Reclaim flushes the TLB some time after it has unmapped the pages.
+	 * Until then, other threads can access them. No thread may read or
+	 * write a page that has been copied.
+	 */
+	pte = pte_offset_map_lock(vma->vm_mm, vmf->pmd, start, &vmf->ptl);
+	if (!pte) {
+		ret = 0;
+		goto unlock_folios;
+	}
+	flush_tlb_batched_pending(vma->vm_mm);
+	pte_unmap_unlock(pte, vmf->ptl);
+
 	if (!copy_granule_folios(vmf, ptes, folios, folio))
 		goto unlock_folios;
 

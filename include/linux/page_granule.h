@@ -246,6 +246,26 @@ enum page_granule_fill {
 enum page_granule_state page_granule_pte_state(struct vm_area_struct *vma,
 					       unsigned long addr, pte_t *ptep);
 
+/**
+ * page_granule_unfolded - Is a run not yet marked as contiguous?
+ * @ptep: The first PTE of the granule.
+ * @pte: Its value, which is present.
+ *
+ * An architecture that marks contiguous entries must drop unmarked entries from
+ * the TLB before marked ones can get there.
+ *
+ * Context: The page table lock of @ptep is held.
+ * Return: true if the run has to be invalidated before it is set again.
+ */
+static inline bool page_granule_unfolded(pte_t *ptep, pte_t pte)
+{
+#ifdef pte_batch_hint
+	return pte_batch_hint(ptep, pte) == 1;
+#else
+	return false;
+#endif
+}
+
 #ifdef CONFIG_PAGE_GRANULE
 
 void page_granule_count_vma_split(struct vm_area_struct *vma, unsigned long addr);

@@ -251,7 +251,7 @@ char *arena_text(pid_t pid, const struct arena *arena)
 
 long granule_splits(void)
 {
-	return granule_proc_number("/proc/vmstat", "granule_split ");
+	return granule_vmstat("granule_split");
 }
 
 void take_snapshot(const struct arena *arena, struct snapshot *snap)

@@ -64,34 +64,6 @@ static const struct {
 
 static unsigned long samples[2][NR_PLACES][NR_EXECS];
 
-/* The fields of /proc/PID/stat, which begins with the PID, counted from 1. */
-#define STAT_STARTSTACK	28
-#define STAT_START_BRK	47
-
-static unsigned long read_stat(const char *pid, int field)
-{
-	char path[64], buf[1024], *p;
-	ssize_t n;
-	int fd, i;
-
-	snprintf(path, sizeof(path), "/proc/%s/stat", pid);
-	fd = open(path, O_RDONLY);
-	if (fd < 0)
-		return 0;
-	n = read(fd, buf, sizeof(buf) - 1);
-	close(fd);
-	if (n <= 0)
-		return 0;
-	buf[n] = 0;
-	/*
-	 * The name, field 2, ends at the last parenthesis and may hold spaces.
-	 */
-	p = strrchr(buf, ')');
-	for (i = 2; p && i < field; i++)
-		p = strchr(p + 1, ' ');
-	return p ? strtoul(p + 1, NULL, 10) : 0;
-}
-
 /* "--report": the program that is started, which writes where its memory is. */
 static int report_main(void)
 {
@@ -105,8 +77,8 @@ static int report_main(void)
 	found[MMAP_64K] = (unsigned long)mmap(NULL, GRANULE_SIZE, PROT_NONE, ANON_FLAGS, -1, 0);
 	found[MMAP_2M] = (unsigned long)mmap(NULL, 2 << 20, PROT_NONE, ANON_FLAGS, -1, 0);
 	found[MMAP_FILE] = (unsigned long)mmap(NULL, 100 << 10, PROT_READ, MAP_PRIVATE, fd, 0);
-	found[STACK] = read_stat("self", STAT_STARTSTACK);
-	found[BRK] = read_stat("self", STAT_START_BRK);
+	found[STACK] = granule_stat_field(getpid(), GRANULE_STAT_STARTSTACK);
+	found[BRK] = granule_stat_field(getpid(), GRANULE_STAT_START_BRK);
 	if (write(STDOUT_FILENO, found, sizeof(found)) != sizeof(found))
 		return KSFT_FAIL;
 	return KSFT_PASS;
@@ -255,7 +227,7 @@ static bool sample_program(int fd, bool tagged, unsigned int nr)
 		snprintf(number, sizeof(number), "%d", pid);
 		samples[tagged][PIE][nr] = read_auxv(number, AT_PHDR);
 		samples[tagged][PIE_INTERP][nr] = read_auxv(number, AT_BASE);
-		samples[tagged][PIE_BRK][nr] = read_stat(number, STAT_START_BRK);
+		samples[tagged][PIE_BRK][nr] = granule_stat_field(pid, GRANULE_STAT_START_BRK);
 		ok = samples[tagged][PIE][nr] && samples[tagged][PIE_INTERP][nr] &&
 		     samples[tagged][PIE_BRK][nr];
 	}

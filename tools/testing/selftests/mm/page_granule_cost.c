@@ -55,9 +55,6 @@
 #define OFFLINE_SECONDS	30
 #define MBIND_LEN	(64 * MIB)
 
-#define SHRINK_ROUNDS	4
-#define SHRINK_USECONDS	(200 * 1000)
-
 /*
  * The attack on repair: granules that one process breaks, in as many page
  * tables.
@@ -69,8 +66,6 @@
 #define ATTACK_UID	1000
 #define ATTACK_SECONDS	20
 #define VICTIM_SECOND	2
-
-#define KTHREAD_FLAG	0x00200000UL
 
 enum column_id {
 	COLUMN_4K,
@@ -270,21 +265,6 @@ static void set_flag(bool *flag)
 	__atomic_store_n(flag, true, __ATOMIC_RELEASE);
 }
 
-static unsigned long cgroup_number(const char *name)
-{
-	char path[2 * PATH_MAX], text[64];
-
-	snprintf(path, sizeof(path), "%s/%s", cgroup, name);
-	if (read_file(path, text, sizeof(text)) <= 0)
-		return 0;
-	return strtoul(text, NULL, 10);
-}
-
-static double charged_mb(void)
-{
-	return (double)cgroup_number("memory.current") / MIB;
-}
-
 /* Pages scanned by reclaim of any origin. */
 static unsigned long count_scanned(void)
 {
@@ -324,20 +304,7 @@ static const char *no_swap(void)
 
 static double swapped_mb(pid_t pid)
 {
-	char path[64], line[128];
-	unsigned long kb = 0;
-	FILE *fp;
-
-	snprintf(path, sizeof(path), "/proc/%d/status", pid);
-	fp = fopen(path, "r");
-	if (!fp)
-		return 0;
-	while (fgets(line, sizeof(line), fp)) {
-		if (sscanf(line, "VmSwap: %lu kB", &kb) == 1)
-			break;
-	}
-	fclose(fp);
-	return kb / 1024.0;
+	return granule_status_kb(pid, "VmSwap:") / 1024.0;
 }
 
 static void __noreturn be_idle(void)
@@ -386,18 +353,6 @@ static bool run_neighbour(const struct column *column)
 	return true;
 }
 
-static bool shrink(void)
-{
-	unsigned int i;
-
-	for (i = 0; i < SHRINK_ROUNDS; i++) {
-		if (granule_write("/proc/sys/vm/drop_caches", "2"))
-			return false;
-		usleep(SHRINK_USECONDS);
-	}
-	return true;
-}
-
 /* Huge pages in each column, and beside them the memory of that column. */
 static void allow_huge_pages(void)
 {
@@ -423,9 +378,7 @@ static bool give_back(enum row_id row)
 		if (madvise(area + i + BASE_SIZE, GRANULE_SIZE - BASE_SIZE, MADV_DONTNEED))
 			return failed("MADV_DONTNEED");
 	}
-	if (!shrink())
-		return failed("drop_caches");
-	tell(row, charged_mb());
+	tell(row, granule_cg_settled(cgroup, true) / 1024.0);
 	return true;
 }
 
@@ -449,9 +402,7 @@ static bool run_underused(const struct column *column)
 	if (!area)
 		return failed("mmap");
 	touch(area, UNDERUSED_LEN, HPAGE_SIZE);
-	if (!shrink())
-		return failed("drop_caches");
-	tell(ROW_UNDERUSED, charged_mb());
+	tell(ROW_UNDERUSED, granule_cg_settled(cgroup, true) / 1024.0);
 	return true;
 }
 
@@ -469,8 +420,7 @@ static bool run_zswap(const struct column *column)
 	if (madvise(area, ZSWAP_LEN, MADV_PAGEOUT))
 		return failed("MADV_PAGEOUT");
 	force_read_pages(area, ZSWAP_LEN / BASE_SIZE, BASE_SIZE);
-	sleep(1);
-	tell(ROW_ZSWAP, charged_mb());
+	tell(ROW_ZSWAP, granule_cg_settled(cgroup, false) / 1024.0);
 	return true;
 }
 
@@ -502,15 +452,6 @@ static const char *no_fail(void)
 	return NULL;
 }
 
-static bool block_movable(unsigned long block)
-{
-	char path[PATH_MAX], text[128];
-
-	snprintf(path, sizeof(path), MEMORY_BLOCKS "/memory%lu/valid_zones", block);
-	return read_file(path, text, sizeof(text)) > 0 &&
-	       !strncmp(text, "Movable", strlen("Movable"));
-}
-
 /* The blocks of memory that are online and can be taken offline. */
 static unsigned int find_blocks(unsigned long *blocks)
 {
@@ -523,7 +464,7 @@ static unsigned int find_blocks(unsigned long *blocks)
 	if (!dir)
 		return 0;
 	while (nr < MAX_BLOCKS && (entry = readdir(dir))) {
-		if (sscanf(entry->d_name, "memory%lu", &block) == 1 && block_movable(block))
+		if (sscanf(entry->d_name, "memory%lu", &block) == 1 && granule_block_movable(block))
 			blocks[nr++] = block;
 	}
 	closedir(dir);
@@ -571,19 +512,6 @@ static void on_alarm(int sig)
 {
 }
 
-/* Waits for ever for what cannot be moved; the alarm ends that. */
-static int set_block(unsigned long block, const char *state)
-{
-	char path[PATH_MAX];
-	int ret;
-
-	snprintf(path, sizeof(path), MEMORY_BLOCKS "/memory%lu/state", block);
-	alarm(OFFLINE_SECONDS);
-	ret = granule_write(path, state);
-	alarm(0);
-	return ret;
-}
-
 static int last_node(void)
 {
 	return granule_two_nodes();
@@ -618,14 +546,14 @@ static bool run_offline(const struct column *column)
 	granule_fail_order4(true);
 	start = granule_now();
 	for (i = 0; i < nr; i++) {
-		gone[i] = !set_block(blocks[i], "offline");
+		gone[i] = !granule_set_block(blocks[i], "offline", OFFLINE_SECONDS);
 		offline += gone[i];
 	}
 	seconds = granule_now() - start;
 	granule_fail_order4(false);
 	munmap(area, OFFLINE_LEN);
 	for (i = 0; i < nr; i++) {
-		if (gone[i] && set_block(blocks[i], "online_movable"))
+		if (gone[i] && granule_set_block(blocks[i], "online_movable", OFFLINE_SECONDS))
 			return failed("a block does not come online again");
 	}
 	tell(ROW_OFFLINE, offline);
@@ -638,27 +566,10 @@ static const char *no_nodes(void)
 	return granule_two_nodes() ? no_fail() : "one node: boot with two";
 }
 
-static unsigned long pages_on_node(char *area, size_t len, int node)
-{
-	const unsigned long nr = len / BASE_SIZE;
-	void **pages = calloc(nr, sizeof(*pages));
-	int *status = calloc(nr, sizeof(*status));
-	unsigned long i, here = 0;
-
-	for (i = 0; pages && i < nr; i++)
-		pages[i] = area + i * BASE_SIZE;
-	if (pages && status && !syscall(__NR_move_pages, 0, nr, pages, NULL, status, 0)) {
-		for (i = 0; i < nr; i++)
-			here += status[i] == node;
-	}
-	free(pages);
-	free(status);
-	return here;
-}
-
 static bool run_mbind(const struct column *column)
 {
 	char *area = map(MBIND_LEN);
+	unsigned long moved;
 
 	if (!area || !bind_to(area, MBIND_LEN, MPOL_BIND, 0, 0))
 		return failed("memory to be moved");
@@ -671,44 +582,15 @@ static bool run_mbind(const struct column *column)
 	if (!bind_to(area, MBIND_LEN, MPOL_BIND, 1, MPOL_MF_MOVE | MPOL_MF_STRICT) && errno != EIO)
 		return failed("mbind");
 	granule_fail_order4(false);
-	tell(ROW_MBIND, (double)pages_on_node(area, MBIND_LEN, 1) * BASE_SIZE / MIB);
+	moved = granule_pages_on(area, MBIND_LEN / BASE_SIZE, 1, NULL);
+	tell(ROW_MBIND, (double)moved * BASE_SIZE / MIB);
 	return true;
 }
 
-/* Seconds of CPU that all kernel threads have taken. */
-static double kthread_seconds(void)
-{
-	unsigned long flags, user, sys, ticks = 0;
-	char path[300], text[512], *p;
-	struct dirent *entry;
-	DIR *dir;
-
-	dir = opendir("/proc");
-	if (!dir)
-		return 0;
-	while ((entry = readdir(dir))) {
-		if (*entry->d_name < '0' || *entry->d_name > '9')
-			continue;
-		snprintf(path, sizeof(path), "/proc/%s/stat", entry->d_name);
-		if (access(path, R_OK) || read_file(path, text, sizeof(text)) <= 0)
-			continue;
-		p = strrchr(text, ')');
-		if (p && sscanf(p + 2, "%*c %*d %*d %*d %*d %*d %lu %*u %*u %*u %*u %lu %lu",
-				&flags, &user, &sys) == 3 && (flags & KTHREAD_FLAG))
-			ticks += user + sys;
-	}
-	closedir(dir);
-	return (double)ticks / sysconf(_SC_CLK_TCK);
-}
-
-/* Break a granule: give one page back and take it again. */
 static void break_granule(char *granule, unsigned int page)
 {
-	char *addr = granule + page * BASE_SIZE;
-
-	if (madvise(addr, BASE_SIZE, MADV_DONTNEED))
+	if (!granule_break(granule, page))
 		_exit(1);
-	__atomic_store_n(addr, 1, __ATOMIC_RELAXED);
 }
 
 /* Keep the last page of each granule in a pipe, so that it cannot be moved. */
@@ -762,17 +644,16 @@ static void __noreturn attack(bool pinned)
 	_exit(0);
 }
 
-/* In seconds, or the time waited if it is not repaired. */
+/* In seconds, or @limit if it is not repaired. */
 static double time_to_repair(char *granule, double limit)
 {
-	const double start = granule_now();
 	int fd = granule_open_pagemap();
+	double seconds;
 
 	break_granule(granule, 3);
-	while (granule_state(fd, granule) != GRANULE_WHOLE && granule_now() - start < limit)
-		usleep(10 * 1000);
+	seconds = granule_until_whole(fd, granule, limit);
 	close(fd);
-	return granule_now() - start;
+	return seconds < 0 ? limit : seconds;
 }
 
 static bool run_attack(const struct column *column, char *granule, bool pinned,
@@ -797,13 +678,13 @@ static bool run_attack(const struct column *column, char *granule, bool pinned,
 		usleep(10 * 1000);
 	}
 	start = granule_now();
-	cpu = kthread_seconds();
+	cpu = granule_kthread_seconds();
 	sleep(VICTIM_SECOND);
 	if (column->tagged)
 		waited = time_to_repair(granule, ATTACK_SECONDS - VICTIM_SECOND);
 	while (granule_now() - start < ATTACK_SECONDS)
 		usleep(10 * 1000);
-	cpu = kthread_seconds() - cpu;
+	cpu = granule_kthread_seconds() - cpu;
 	seconds = granule_now() - start;
 	set_flag(&values->stop);
 	waitpid(pid, &status, 0);

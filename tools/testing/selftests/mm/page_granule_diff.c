@@ -880,22 +880,6 @@ static void test_detector(enum inject inject, unsigned long most, const char *na
 	ksft_test_result(found && failure.pos >= at && nr <= most, "%s is found\n", name);
 }
 
-/* Without swap there is a line of headings. */
-static bool swap_on(void)
-{
-	unsigned int lines = 0;
-	char line[256];
-	FILE *fp;
-
-	fp = fopen("/proc/swaps", "r");
-	if (!fp)
-		return false;
-	while (fgets(line, sizeof(line), fp))
-		lines++;
-	fclose(fp);
-	return lines > 1;
-}
-
 static bool arena_is_free(void)
 {
 	void *arena = (void *)(ARENA_ADDR - GRANULE_SIZE), *ptr;
@@ -951,6 +935,7 @@ int main(int argc, char **argv)
 		{ }
 	};
 	unsigned long nr_ops = DEFAULT_OPS, first = 1, nr_seeds = DEFAULT_SEEDS, inject_at = 0, i;
+	struct granule_swaps swaps;
 	bool inject = false;
 	int opt;
 
@@ -994,7 +979,8 @@ int main(int argc, char **argv)
 	granule_require();
 	granule_save_settings();
 	granule_thp_never();
-	have_swap = swap_on();
+	granule_read_swaps(&swaps);
+	have_swap = swaps.nr;
 	if (!arena_is_free())
 		ksft_exit_fail_msg("the addresses from %#lx on are in use\n", ARENA_ADDR);
 	shared = mmap(NULL, sizeof(*shared), PROT_RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);

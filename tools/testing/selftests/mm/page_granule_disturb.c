@@ -31,22 +31,17 @@
 #include "page_granule_stress.h"
 #include "page_granule_util.h"
 
-#define CGROUP_REMEDY \
-	"no memory limit: mount cgroup2, with memory in cgroup.subtree_control"
-
 const char *no_cgroup(void)
 {
-	return *shared->workers[0].cgroup ? NULL : CGROUP_REMEDY;
+	return *shared->workers[0].cgroup ? NULL : GRANULE_CG_REMEDY;
 }
 
 const char *no_swap(void)
 {
-	char text[512];
+	struct granule_swaps swaps;
 
-	/* Without any there is only a line of headings. */
-	if (read_file("/proc/swaps", text, sizeof(text)) <= 0 || !strstr(text, "\n/"))
-		return "no swap: swapon a device";
-	return no_cgroup();
+	granule_read_swaps(&swaps);
+	return swaps.nr ? no_cgroup() : "no swap: swapon a device";
 }
 
 const char *one_node(void)
@@ -827,24 +822,7 @@ void compaction_round(struct actor *actor)
 	usleep(draw(actor, 300) * 1000);
 }
 
-static bool read_block(unsigned long block, const char *name, char *text, size_t size)
-{
-	char path[PATH_MAX];
-
-	snprintf(path, sizeof(path), MEMORY_BLOCKS "/memory%lu/%s", block, name);
-	return read_file(path, text, size) > 0;
-}
-
-/* Memory that the kernel does not use for itself can be taken offline. */
-static bool block_movable(unsigned long block)
-{
-	char text[128];
-
-	return read_block(block, "valid_zones", text, sizeof(text)) &&
-	       !strncmp(text, "Movable", strlen("Movable"));
-}
-
-/* How many such blocks are online, and the number of one of them. */
+/* How many blocks can be taken offline, and the number of one of them. */
 static unsigned long count_blocks(unsigned long want, unsigned long *found)
 {
 	unsigned long block, nr = 0;
@@ -855,7 +833,8 @@ static unsigned long count_blocks(unsigned long want, unsigned long *found)
 	if (!dir)
 		return 0;
 	while ((entry = readdir(dir))) {
-		if (sscanf(entry->d_name, "memory%lu", &block) != 1 || !block_movable(block))
+		if (sscanf(entry->d_name, "memory%lu", &block) != 1 ||
+		    !granule_block_movable(block))
 			continue;
 		if (nr++ == want)
 			*found = block;
@@ -872,18 +851,7 @@ const char *no_blocks(void)
 	       "no memory that can be taken offline: add some, and online it as movable";
 }
 
-/* Waits for ever for pages in use; the alarm of the caller ends that. */
-static int set_block(unsigned long block, const char *state)
-{
-	char path[PATH_MAX];
-	int ret;
-
-	snprintf(path, sizeof(path), MEMORY_BLOCKS "/memory%lu/state", block);
-	alarm(10);
-	ret = granule_write(path, state);
-	alarm(0);
-	return ret;
-}
+#define BLOCK_SECONDS	10
 
 void hotplug_round(struct actor *actor)
 {
@@ -895,7 +863,7 @@ void hotplug_round(struct actor *actor)
 		fail("there is no memory left in the movable zone");
 	count_blocks(draw(actor, nr), &block);
 	begin("offline");
-	ret = set_block(block, "offline");
+	ret = granule_set_block(block, "offline", BLOCK_SECONDS);
 	count(&self->ops, 1);
 	if (ret) {
 		if (ret != -EBUSY && ret != -EINTR && !is_short(-ret))
@@ -905,7 +873,7 @@ void hotplug_round(struct actor *actor)
 		usleep(draw(actor, 500) * 1000);
 		begin("online");
 		/* Adding needs memory, too. */
-		while ((ret = set_block(block, "online_movable"))) {
+		while ((ret = granule_set_block(block, "online_movable", BLOCK_SECONDS))) {
 			if (ret != -EINTR && !is_short(-ret))
 				fail("online of memory%lu: %s", block, strerror(-ret));
 			usleep(10 * 1000);
@@ -945,7 +913,7 @@ void settings_round(struct actor *actor)
 		break;
 	case 4:
 		begin("ksm/run");
-		must_write("/sys/kernel/mm/ksm/run", one_in(actor, 2) ? "1" : "0");
+		must_write(KSM_SYSFS "run", one_in(actor, 2) ? "1" : "0");
 		break;
 	default:
 		/* The other LRU: all pages change lists. */

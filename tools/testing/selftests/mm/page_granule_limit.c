@@ -28,8 +28,7 @@
 FIXTURE(page_granule_limit_memcg)
 {
 	char mount[64];		/* made by us, empty otherwise */
-	char root[PATH_MAX];
-	char dir[PATH_MAX + 32];
+	struct granule_cg cg;
 	bool enabled_memory;	/* by us, in the root's subtree_control */
 	char *area;
 };
@@ -75,7 +74,7 @@ FIXTURE_SETUP(page_granule_limit_memcg)
 	ASSERT_EQ(granule_set_enabled(true), 0);
 	ASSERT_EQ(granule_set(PR_GRANULE_MMAP, BASE_SIZE), 0);
 	granule_thp_never();
-	if (!granule_find_cgroup2(self->root)) {
+	if (!granule_find_cgroup2(self->cg.root)) {
 		strcpy(self->mount, "/tmp/page_granule.XXXXXX");
 		if (!mkdtemp(self->mount))
 			SKIP(return, "cannot create %s: make /tmp a writable directory",
@@ -84,21 +83,21 @@ FIXTURE_SETUP(page_granule_limit_memcg)
 			rmdir(self->mount);
 			SKIP(return, "no cgroup2: build the kernel with CONFIG_CGROUPS=y");
 		}
-		strcpy(self->root, self->mount);
+		strcpy(self->cg.root, self->mount);
 	}
-	if (!cg_has_word(self->root, "cgroup.controllers", "memory")) {
+	if (!cg_has_word(self->cg.root, "cgroup.controllers", "memory")) {
 		if (*self->mount) {
 			umount(self->mount);
 			rmdir(self->mount);
 		}
 		SKIP(return, "no memory controller: set CONFIG_MEMCG=y, unmount cgroup v1");
 	}
-	if (!cg_has_word(self->root, "cgroup.subtree_control", "memory")) {
-		ASSERT_EQ(granule_cg_write(self->root, "cgroup.subtree_control", "+memory"), 0);
+	if (!cg_has_word(self->cg.root, "cgroup.subtree_control", "memory")) {
+		ASSERT_EQ(granule_cg_write(self->cg.root, "cgroup.subtree_control", "+memory"), 0);
 		self->enabled_memory = true;
 	}
-	snprintf(self->dir, sizeof(self->dir), "%s/page_granule.%d", self->root, getpid());
-	ASSERT_EQ(mkdir(self->dir, 0755), 0);
+	snprintf(self->cg.dir, sizeof(self->cg.dir), "%s/page_granule.%d", self->cg.root, getpid());
+	ASSERT_EQ(mkdir(self->cg.dir, 0755), 0);
 
 	res = granule_reserve(MEMCG_LEN);
 	ASSERT_NE(res, NULL);
@@ -109,9 +108,9 @@ FIXTURE_SETUP(page_granule_limit_memcg)
 FIXTURE_TEARDOWN(page_granule_limit_memcg)
 {
 	EXPECT_TRUE(granule_invariants_hold());
-	rmdir(self->dir);
+	rmdir(self->cg.dir);
 	if (self->enabled_memory)
-		granule_cg_write(self->root, "cgroup.subtree_control", "-memory");
+		granule_cg_write(self->cg.root, "cgroup.subtree_control", "-memory");
 	if (*self->mount) {
 		umount(self->mount);
 		rmdir(self->mount);
@@ -119,17 +118,15 @@ FIXTURE_TEARDOWN(page_granule_limit_memcg)
 }
 
 /* Child in the cgroup: touches nr granules when told, gives back when told. */
-static pid_t memcg_child(const char *dir, char *area, unsigned long nr, int go, int done)
+static pid_t memcg_child(const struct granule_cg *cg, char *area, unsigned long nr, int go,
+			 int done)
 {
+	pid_t pid = granule_cg_fork(cg);
 	unsigned long i;
-	pid_t pid;
 	char c;
 
-	pid = fork();
 	if (pid)
 		return pid;
-	if (granule_cg_write(dir, "cgroup.procs", "0"))
-		_exit(10);
 	if (write(done, "j", 1) != 1 || read(go, &c, 1) != 1)
 		_exit(11);
 	for (i = 0; i < nr; i++)
@@ -139,25 +136,25 @@ static pid_t memcg_child(const char *dir, char *area, unsigned long nr, int go, 
 	madvise(area, nr * GRANULE_SIZE, MADV_DONTNEED);
 	if (write(done, "d", 1) != 1 || read(go, &c, 1) != 1)
 		_exit(13);
-	_exit(0);
+	_exit(granule_invariants_hold() ? 0 : 14);
 }
 
 /*
- * memory.stat is brought up to date every two seconds; wait for `anon` to come
- * within @slack of @expected.
+ * memory.stat is brought up to date every two seconds, or by a reader if much
+ * has changed. Wait for a number in it to come within @slack of @expected.
  */
-static long wait_anon(const char *dir, long expected, long slack)
+static long wait_stat(const char *dir, const char *key, long expected, long slack)
 {
-	long anon = -1;
+	long val = -1;
 	int i;
 
 	for (i = 0; i < 50; i++) {
-		anon = granule_cg_read(dir, "memory.stat", "anon");
-		if (labs(anon - expected) <= slack)
+		val = granule_cg_read(dir, "memory.stat", key);
+		if (labs(val - expected) <= slack)
 			break;
 		usleep(200 * 1000);
 	}
-	return anon;
+	return val;
 }
 
 /* Assert that a touched granule is charged 64 KiB, once, and uncharged. */
@@ -175,24 +172,24 @@ TEST_F_TIMEOUT(page_granule_limit_memcg, charge, 60)
 
 	ASSERT_EQ(pipe(go), 0);
 	ASSERT_EQ(pipe(done), 0);
-	pid = memcg_child(self->dir, self->area, nr, go[0], done[1]);
+	pid = memcg_child(&self->cg, self->area, nr, go[0], done[1]);
 	ASSERT_GE(pid, 0);
 	ASSERT_EQ(read(done[0], &c, 1), 1);
-	current = granule_cg_read(self->dir, "memory.current", NULL);
+	current = granule_cg_read(self->cg.dir, "memory.current", NULL);
 
 	ASSERT_EQ(write(go[1], "g", 1), 1);
 	ASSERT_EQ(read(done[0], &c, 1), 1);
-	charged = granule_cg_read(self->dir, "memory.current", NULL) - current;
+	charged = granule_cg_read(self->cg.dir, "memory.current", NULL) - current;
 	EXPECT_GE(charged, bytes - slack - batches);
 	EXPECT_LE(charged, bytes + slack + batches);
-	charged = wait_anon(self->dir, bytes, slack);
+	charged = wait_stat(self->cg.dir, "anon", bytes, slack);
 	EXPECT_GE(charged, bytes - slack);
 	EXPECT_LE(charged, bytes + slack);
 
 	ASSERT_EQ(write(go[1], "g", 1), 1);
 	ASSERT_EQ(read(done[0], &c, 1), 1);
-	EXPECT_LE(granule_cg_read(self->dir, "memory.current", NULL), current + slack + batches);
-	EXPECT_LE(wait_anon(self->dir, 0, slack), slack);
+	EXPECT_LE(granule_cg_read(self->cg.dir, "memory.current", NULL), current + slack + batches);
+	EXPECT_LE(wait_stat(self->cg.dir, "anon", 0, slack), slack);
 
 	ASSERT_EQ(write(go[1], "g", 1), 1);
 	ASSERT_EQ(waitpid(pid, &status, 0), pid);
@@ -208,30 +205,30 @@ TEST_F_TIMEOUT(page_granule_limit_memcg, limit, 60)
 	int go[2], done[2], status;
 	pid_t pid;
 
-	ASSERT_EQ(granule_cg_write(self->dir, "memory.max", "8388608"), 0);
+	ASSERT_EQ(granule_cg_write(self->cg.dir, "memory.max", "8388608"), 0);
 	/* Not there without CONFIG_SWAP; nothing to keep from swapping then. */
-	granule_cg_write(self->dir, "memory.swap.max", "0");
+	granule_cg_write(self->cg.dir, "memory.swap.max", "0");
 
 	/* 4 MiB of the 8. */
 	ASSERT_EQ(pipe(go), 0);
 	ASSERT_EQ(pipe(done), 0);
 	ASSERT_EQ(write(go[1], "ggg", 3), 3);
-	pid = memcg_child(self->dir, self->area, 64, go[0], done[1]);
+	pid = memcg_child(&self->cg, self->area, 64, go[0], done[1]);
 	ASSERT_GE(pid, 0);
 	ASSERT_EQ(waitpid(pid, &status, 0), pid);
 	EXPECT_EQ(status, 0);
-	EXPECT_EQ(granule_cg_read(self->dir, "memory.events", "oom_kill"), 0);
+	EXPECT_EQ(granule_cg_read(self->cg.dir, "memory.events", "oom_kill"), 0);
 
 	/* 16 MiB. */
 	ASSERT_EQ(write(go[1], "ggg", 3), 3);
-	pid = memcg_child(self->dir, self->area, MEMCG_GRANULES, go[0], done[1]);
+	pid = memcg_child(&self->cg, self->area, MEMCG_GRANULES, go[0], done[1]);
 	ASSERT_GE(pid, 0);
 	ASSERT_EQ(waitpid(pid, &status, 0), pid);
 	EXPECT_TRUE(WIFSIGNALED(status));
 	EXPECT_EQ(WTERMSIG(status), SIGKILL);
-	EXPECT_EQ(granule_cg_read(self->dir, "memory.events", "oom_kill"), 1);
+	EXPECT_EQ(granule_cg_read(self->cg.dir, "memory.events", "oom_kill"), 1);
 	/* A task that is being killed may go a little over. */
-	EXPECT_LE(granule_cg_read(self->dir, "memory.peak", NULL), 9 << 20);
+	EXPECT_LE(granule_cg_read(self->cg.dir, "memory.peak", NULL), 9 << 20);
 }
 
 /* At the limit of a cgroup, with nothing to reclaim. */
@@ -337,6 +334,7 @@ TEST_F_TIMEOUT(page_granule_limit_cgroup, room_for_few, 60)
 				_exit(4);
 			*page_at(granule, 9) = 1;
 			EXPECT_EQ(granule_present(pagemap, granule), 3);
+			EXPECT_TRUE(granule_invariants_hold());
 			_exit(0);
 		}
 		ASSERT_EQ(waitpid(pid, &status, 0), pid);
@@ -369,7 +367,7 @@ static long read_from_swap(struct granule_cg *cg, enum granule_kind kind, int fl
 			seed = seed * 1103515245 + 12345;
 			area[(seed >> 8) % (THRASH_LEN / BASE_SIZE) * BASE_SIZE] ^= 1;
 		}
-		_exit(0);
+		_exit(!granule_invariants_hold());
 	}
 	if (!granule_child_ends(pid))
 		return -1;
@@ -383,12 +381,11 @@ TEST_F_TIMEOUT(page_granule_limit_cgroup, no_more_from_swap, 120)
 	long base, granule;
 	size_t i;
 
-	if (granule_cg_write(self->cg.dir, "memory.swap.max", "max"))
-		SKIP(return, "no swap: set CONFIG_SWAP=y, and swap on");
+	if (!granule_have_swap(NULL))
+		SKIP(return, GRANULE_SWAP_REMEDY);
+	ASSERT_EQ(granule_cg_write(self->cg.dir, "memory.swap.max", "max"), 0);
 	for (i = 0; i < ARRAY_SIZE(flags); i++) {
 		base = read_from_swap(&self->cg, GRANULE_UNTAGGED, flags[i]);
-		if (!base)
-			SKIP(return, "nothing is swapped out: swap on");
 		granule = read_from_swap(&self->cg, GRANULE_DEFAULT, flags[i]);
 		ksft_print_msg("from swap, %s: %ld pages, untagged: %ld\n",
 			       i ? "shared" : "private", granule, base);
@@ -418,7 +415,7 @@ static long swapped_for_copies(struct granule_cg *cg, enum granule_kind kind)
 		if (!pid) {
 			for (i = 0; i < COPY_LEN / GRANULE_SIZE; i++)
 				*page_at(nth(area, i), 3) = 2;
-			_exit(0);
+			_exit(!granule_invariants_hold());
 		}
 		_exit(pid < 0 || !granule_child_ends(pid));
 	}
@@ -432,8 +429,9 @@ TEST_F_TIMEOUT(page_granule_limit_cgroup, no_more_for_copies, 60)
 {
 	long base, granule;
 
-	if (granule_cg_write(self->cg.dir, "memory.swap.max", "max"))
-		SKIP(return, "no swap: set CONFIG_SWAP=y, and swap on");
+	if (!granule_have_swap(NULL))
+		SKIP(return, GRANULE_SWAP_REMEDY);
+	ASSERT_EQ(granule_cg_write(self->cg.dir, "memory.swap.max", "max"), 0);
 	base = swapped_for_copies(&self->cg, GRANULE_UNTAGGED);
 	granule = swapped_for_copies(&self->cg, GRANULE_DEFAULT);
 	ksft_print_msg("swapped out for copies: %ld pages, untagged: %ld\n", granule, base);
@@ -460,7 +458,7 @@ static long swapped_for_touches(struct granule_cg *cg, enum granule_kind kind)
 		granule_touch(rest, 8 * MIB);
 		for (i = 0; i < TOUCH_LEN / GRANULE_SIZE; i++)
 			*page_at(nth(area, i), 3) = 1;
-		_exit(0);
+		_exit(!granule_invariants_hold());
 	}
 	if (!granule_child_ends(pid))
 		return -1;
@@ -475,11 +473,10 @@ TEST_F_TIMEOUT(page_granule_limit_cgroup, no_more_for_touches, 60)
 {
 	long base, granule;
 
-	if (granule_cg_write(self->cg.dir, "memory.swap.max", "max"))
-		SKIP(return, "no swap: set CONFIG_SWAP=y, and swap on");
+	if (!granule_have_swap(NULL))
+		SKIP(return, GRANULE_SWAP_REMEDY);
+	ASSERT_EQ(granule_cg_write(self->cg.dir, "memory.swap.max", "max"), 0);
 	base = swapped_for_touches(&self->cg, GRANULE_UNTAGGED);
-	if (!base)
-		SKIP(return, "nothing is swapped out: swap on");
 	granule = swapped_for_touches(&self->cg, GRANULE_DEFAULT);
 	ksft_print_msg("swapped out for touches: %ld pages, untagged: %ld\n", granule, base);
 	EXPECT_GT(base, 0);
@@ -497,16 +494,11 @@ TEST_F_TIMEOUT(page_granule_limit_cgroup, no_more_for_touches, 60)
 static bool fill_cache(size_t len)
 {
 	static char buffer[64 * 1024];
-	char line[256], path[128];
-	FILE *swaps = fopen("/proc/swaps", "r");
-	bool found = false;
+	struct granule_swaps swaps;
 	int fd;
 
-	while (swaps && !found && fgets(line, sizeof(line), swaps))
-		found = sscanf(line, "%127s partition", path) == 1 && *path == '/';
-	if (swaps)
-		fclose(swaps);
-	fd = found ? open(path, O_RDONLY) : -1;
+	granule_read_swaps(&swaps);
+	fd = open(swaps.path, O_RDONLY);
 	if (fd < 0)
 		return false;
 	while (len && read(fd, buffer, sizeof(buffer)) == sizeof(buffer))
@@ -538,16 +530,16 @@ TEST_F_TIMEOUT(page_granule_limit_cgroup, cache_makes_room, 60)
 			_exit(1);
 		if (!fill_cache(CACHE_LEN))
 			_exit(KSFT_SKIP);
-		/*
-		 * Statistics of memory cgroups are brought up to date every two
-		 * seconds.
-		 */
-		sleep(3);
+		/* Reclaim goes by the statistics of the cgroup. */
+		if (wait_stat(self->cg.dir, "file", CACHE_LEN, CACHE_LEN / 10) < CACHE_LEN * 9 / 10)
+			_exit(2);
 		granule_touch(area, 16 * MIB);
 		whole = granule_count(pagemap, area, 16 * MIB, GRANULE_WHOLE);
 		ksft_print_msg("beside page cache: %zu granules of %zu are whole\n", whole,
 			       16 * MIB / GRANULE_SIZE);
-		_exit(whole < 16 * MIB / GRANULE_SIZE * 9 / 10);
+		EXPECT_GE(whole, 16 * MIB / GRANULE_SIZE * 9 / 10);
+		EXPECT_TRUE(granule_invariants_hold());
+		_exit(0);
 	}
 	ASSERT_EQ(waitpid(pid, &status, 0), pid);
 	if (WIFEXITED(status) && WEXITSTATUS(status) == KSFT_SKIP)
@@ -729,25 +721,31 @@ TEST_F(page_granule_limit, commit_limit)
 	EXPECT_NE(addr, MAP_FAILED);
 }
 
-/* Assert that RLIMIT_AS counts the real length of a mapping, to the page. */
-TEST_F(page_granule_limit, rlimit_as)
+#define LIMIT_VARIANT FIXTURE_VARIANT(page_granule_limit)
+
+/*
+ * A limit counts the real length of a mapping, to the page, if it counts such
+ * memory at all. @size is the line of /proc/PID/status that has what it counts.
+ */
+static void check_rlimit(struct __test_metadata *_metadata, const LIMIT_VARIANT *variant,
+			 int resource, const char *size, const struct rlimit *old, bool counted)
 {
-	struct rlimit rlim = self->as;
+	struct rlimit rlim = *old;
 	unsigned int pages, room;
+	long before;
 	size_t real;
 	char *addr;
-	long size;
 
 	for (pages = 1; pages <= 33; pages += 4) {
 		real = granule_mapped_len(variant->kind, pages * BASE_SIZE);
 		for (room = real - BASE_SIZE; room <= real; room += BASE_SIZE) {
-			size = granule_status_kb(getpid(), "VmSize:") * 1024;
-			rlim.rlim_cur = size + room;
-			ASSERT_EQ(setrlimit(RLIMIT_AS, &rlim), 0);
+			before = granule_status_kb(getpid(), size) * 1024;
+			rlim.rlim_cur = before + room;
+			ASSERT_EQ(setrlimit(resource, &rlim), 0);
 			errno = 0;
 			addr = granule_map(variant->kind, variant->shared, NULL, real, 0);
-			ASSERT_EQ(setrlimit(RLIMIT_AS, &self->as), 0);
-			if (room < real) {
+			ASSERT_EQ(setrlimit(resource, old), 0);
+			if (room < real && counted) {
 				EXPECT_EQ(addr, MAP_FAILED);
 				EXPECT_EQ(errno, ENOMEM)
 					TH_LOG("%u pages", pages);
@@ -755,43 +753,23 @@ TEST_F(page_granule_limit, rlimit_as)
 			}
 			ASSERT_NE(addr, MAP_FAILED)
 				TH_LOG("%u pages", pages);
-			EXPECT_EQ(granule_status_kb(getpid(), "VmSize:") * 1024 - size, real);
+			EXPECT_EQ(granule_status_kb(getpid(), size) * 1024 - before,
+				  counted ? real : 0);
 			ASSERT_EQ(munmap(addr, real), 0);
 		}
 	}
 }
 
+/* Assert that RLIMIT_AS counts the real length of a mapping, to the page. */
+TEST_F(page_granule_limit, rlimit_as)
+{
+	check_rlimit(_metadata, variant, RLIMIT_AS, "VmSize:", &self->as, true);
+}
+
 /* Assert that RLIMIT_DATA does so for private memory only. */
 TEST_F(page_granule_limit, rlimit_data)
 {
-	struct rlimit rlim = self->data;
-	unsigned int pages, room;
-	size_t real;
-	char *addr;
-	long size;
-
-	for (pages = 1; pages <= 33; pages += 4) {
-		real = granule_mapped_len(variant->kind, pages * BASE_SIZE);
-		for (room = real - BASE_SIZE; room <= real; room += BASE_SIZE) {
-			size = granule_status_kb(getpid(), "VmData:") * 1024;
-			rlim.rlim_cur = size + room;
-			ASSERT_EQ(setrlimit(RLIMIT_DATA, &rlim), 0);
-			errno = 0;
-			addr = granule_map(variant->kind, variant->shared, NULL, real, 0);
-			ASSERT_EQ(setrlimit(RLIMIT_DATA, &self->data), 0);
-			if (room < real && !variant->shared) {
-				EXPECT_EQ(addr, MAP_FAILED);
-				EXPECT_EQ(errno, ENOMEM)
-					TH_LOG("%u pages", pages);
-				continue;
-			}
-			ASSERT_NE(addr, MAP_FAILED)
-				TH_LOG("%u pages", pages);
-			EXPECT_EQ(granule_status_kb(getpid(), "VmData:") * 1024 - size,
-				  variant->shared ? 0 : real);
-			ASSERT_EQ(munmap(addr, real), 0);
-		}
-	}
+	check_rlimit(_metadata, variant, RLIMIT_DATA, "VmData:", &self->data, !variant->shared);
 }
 
 int main(int argc, char **argv)

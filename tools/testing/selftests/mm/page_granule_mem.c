@@ -6,7 +6,6 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <limits.h>
-#include <linux/mempolicy.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -336,27 +335,25 @@ bool mem_write_out(struct mem *mem)
 	return page_out(mem, true);
 }
 
-/* A cgroup to reclaim from, shared memory included. */
-bool join_cgroup(char *root, char *dir, size_t size)
+/* Join a cgroup to reclaim from, shared memory included. */
+bool join_cgroup(struct granule_cg *cg)
 {
 	char path[2 * PATH_MAX];
 
-	if (!granule_find_cgroup2(root))
+	if (!granule_cg_create(cg))
 		return false;
-	snprintf(dir, size, "%s/page_granule.%d", root, getpid());
-	if (mkdir(dir, 0755)) {
-		*dir = 0;
-		return false;
-	}
-	snprintf(path, sizeof(path), "%s/memory.reclaim", dir);
-	return !access(path, W_OK) && !granule_cg_write(dir, "cgroup.procs", "0");
+	snprintf(path, sizeof(path), "%s/memory.reclaim", cg->dir);
+	if (!access(path, W_OK) && !granule_cg_write(cg->dir, "cgroup.procs", "0"))
+		return true;
+	granule_cg_remove(cg);
+	return false;
 }
 
 /*
  * The page table does not show which shared pages are swapped out. A slow
  * device leaves them in the swap cache, where only reclaim finds them.
  */
-bool shared_page_out(const char *cgroup, struct mem *mem)
+bool shared_page_out(const struct granule_cg *cg, struct mem *mem)
 {
 	unsigned char vec[MEM_PAGES];
 	unsigned long n, resident;
@@ -370,7 +367,7 @@ bool shared_page_out(const char *cgroup, struct mem *mem)
 			resident += vec[n] & 1;
 		if (!resident)
 			return true;
-		granule_cg_write(cgroup, "memory.reclaim", RECLAIM_ALL);
+		granule_cg_write(cg->dir, "memory.reclaim", RECLAIM_ALL);
 		usleep(10 * 1000);
 	}
 	return false;
@@ -388,7 +385,7 @@ void lru_settle(void)
 
 	for (i = 0; i < 500 && granule_vmstat("nr_writeback"); i++)
 		usleep(10 * 1000);
-	granule_write("/proc/sys/vm/drop_caches", "1");
+	granule_write(DROP_CACHES, "1");
 }
 
 /* The kernel drains those of its own CPU itself: stay there. */
@@ -419,6 +416,23 @@ int mem_collapse(struct mem *mem)
 	return ret;
 }
 
+/*
+ * A granule beside the area, of single pages that repair can make whole. Repair
+ * serves older hints of the process first: as soon as this one is whole, repair
+ * has tried the others. Needs fault injection.
+ */
+char *mem_single_granule(const struct mem *mem)
+{
+	char *granule = granule_area(mem->kind, GRANULE_SIZE, 0);
+
+	if (!granule)
+		return NULL;
+	granule_fail_order4(true);
+	memset(granule, 1, GRANULE_SIZE);
+	granule_fail_order4(false);
+	return granule;
+}
+
 /* Wait for all granules to be whole, @seconds at most. */
 bool mem_wait_whole(struct mem *mem, unsigned int seconds)
 {
@@ -432,31 +446,10 @@ bool mem_wait_whole(struct mem *mem, unsigned int seconds)
 	return false;
 }
 
-/*
- * Name all pages, since otherwise only a part of a granule would move. Root may
- * move pages that others map, too.
- */
+/* Name all pages, since otherwise only a part of a granule would move. */
 int move_to_node(struct mem *mem, int node)
 {
-	int nodes[MEM_PAGES], status[MEM_PAGES];
-	void *pages[MEM_PAGES];
-	unsigned long i;
-
-	for (i = 0; i < mem_pages(mem); i++) {
-		pages[i] = mem->area + i * BASE_SIZE;
-		nodes[i] = node;
-	}
-	if (syscall(__NR_move_pages, 0, mem_pages(mem), pages, nodes, status, MPOL_MF_MOVE_ALL))
-		return -errno;
-
-	/* Have they moved, all of them? */
-	if (syscall(__NR_move_pages, 0, mem_pages(mem), pages, NULL, status, 0))
-		return -errno;
-	for (i = 0; i < mem_pages(mem); i++) {
-		if (status[i] != node)
-			return -EIO;
-	}
-	return 0;
+	return granule_move_all_to(mem->area, mem_pages(mem), node);
 }
 
 int pin(int fd, struct mem *mem, unsigned long first, unsigned long end,

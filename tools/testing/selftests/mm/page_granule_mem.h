@@ -65,11 +65,12 @@ struct mem {
 enum access { ACCESS_READ, ACCESS_WRITE, ACCESS_NR };
 
 #define REPAIR_REMEDY	"no control of the repair: mount debugfs"
+#define REPAIR_SECONDS	20
 
 /* Pins. The range begins and ends inside a granule. */
 #define PIN_FIRST	5UL
 
-#define CGROUP_REMEDY \
+#define RECLAIM_REMEDY \
 	"no memory.reclaim: mount cgroup2, with memory in cgroup.subtree_control"
 
 /* Fails if it could not reclaim as much, which does not matter. */
@@ -142,11 +143,12 @@ unsigned long refused(const struct mem *mem, unsigned long first,
 unsigned long all_refused(const struct mem *mem, enum access access, int sig);
 bool mem_page_out(struct mem *mem);
 bool mem_write_out(struct mem *mem);
-bool join_cgroup(char *root, char *dir, size_t size);
-bool shared_page_out(const char *cgroup, struct mem *mem);
+bool join_cgroup(struct granule_cg *cg);
+bool shared_page_out(const struct granule_cg *cg, struct mem *mem);
 void lru_settle(void);
 bool stay_on_cpu(void);
 int mem_collapse(struct mem *mem);
+char *mem_single_granule(const struct mem *mem);
 bool mem_wait_whole(struct mem *mem, unsigned int seconds);
 int move_to_node(struct mem *mem, int node);
 int pin(int fd, struct mem *mem, unsigned long first, unsigned long end,

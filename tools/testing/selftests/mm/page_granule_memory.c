@@ -9,16 +9,9 @@
 #include "kselftest_harness.h"
 #include <asm-generic/mman.h> /* Force the import of the tools version. */
 #include <errno.h>
-#include <fcntl.h>
-#include <linux/fs.h>
-#include <linux/userfaultfd.h>
-#include <poll.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
-#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -29,52 +22,50 @@
 #include "page_granule_util.h"
 
 /*
- * The contract: a call that would cut a granule of a contract VMA fails with
- * EINVAL, nothing changed; a default-tagged VMA takes it as an untagged one
- * does. Every call is run on an arena like this, from a reservation of
- * PROT_NONE, R64 standing for 64 KiB of it:
+ * The contract: an mremap() that would cut a granule of a contract VMA fails
+ * with EINVAL, and nothing is changed. It is tried on a plot like this, from a
+ * reservation of PROT_NONE, R64 standing for 64 KiB of it:
  *
  *        before               base                 after          dest
  *	|  R64  |  untagged 64K  |  tagged 8 x 64K  |  untagged 64K  |  R64  | ...
  */
-#define ARENA_GRANULES	8
-#define ARENA_LEN	(ARENA_GRANULES * GRANULE_SIZE)
-#define ARENA_DEST	(ARENA_LEN + 3 * GRANULE_SIZE)
-#define ARENA_TOTAL	(ARENA_DEST + ARENA_LEN + 2 * GRANULE_SIZE)
-#define ARENA_SEED	0x47
+#define PLOT_GRANULES	8
+#define PLOT_LEN	(PLOT_GRANULES * GRANULE_SIZE)
+#define PLOT_DEST	(PLOT_LEN + 3 * GRANULE_SIZE)
+#define PLOT_TOTAL	(PLOT_DEST + PLOT_LEN + 2 * GRANULE_SIZE)
+#define PLOT_SEED	0x47
 
-struct arena {
+struct plot {
 	char *before;
 	char *base;
 	char *dest;
 };
 
-static bool arena_map(struct arena *arena, enum granule_kind kind)
+static bool plot_map(struct plot *plot, enum granule_kind kind)
 {
-	char *res = granule_reserve(ARENA_TOTAL);
+	char *res = granule_reserve(PLOT_TOTAL);
 	char *end;
 
 	if (!res)
 		return false;
-	arena->before = res;
-	arena->base = res + GRANULE_SIZE;
-	arena->dest = res + ARENA_DEST;
-	end = arena->base + ARENA_LEN;
-	if (granule_mmap(GRANULE_UNTAGGED, arena->before, GRANULE_SIZE, PROT_RW,
-			 MAP_FIXED) != arena->before ||
-	    granule_mmap(kind, arena->base, ARENA_LEN, PROT_RW,
-			 MAP_FIXED) != arena->base ||
+	plot->before = res;
+	plot->base = res + GRANULE_SIZE;
+	plot->dest = res + PLOT_DEST;
+	end = plot->base + PLOT_LEN;
+	if (granule_mmap(GRANULE_UNTAGGED, plot->before, GRANULE_SIZE, PROT_RW,
+			 MAP_FIXED) != plot->before ||
+	    granule_mmap(kind, plot->base, PLOT_LEN, PROT_RW,
+			 MAP_FIXED) != plot->base ||
 	    granule_mmap(GRANULE_UNTAGGED, end, GRANULE_SIZE, PROT_RW,
 			 MAP_FIXED) != end)
 		return false;
-	granule_fill(arena->before, ARENA_LEN + 2 * GRANULE_SIZE, ARENA_SEED);
+	granule_fill(plot->before, PLOT_LEN + 2 * GRANULE_SIZE, PLOT_SEED);
 	return true;
 }
 
 FIXTURE(page_granule_memory_contract)
 {
-	struct procmap_fd procmap;
-	struct arena arena;
+	struct plot plot;
 };
 
 FIXTURE_SETUP(page_granule_memory_contract)
@@ -82,49 +73,47 @@ FIXTURE_SETUP(page_granule_memory_contract)
 	ASSERT_EQ(granule_set_enabled(true), 0);
 	ASSERT_EQ(granule_set(PR_GRANULE_MMAP, BASE_SIZE), 0);
 	granule_thp_never();
-	ASSERT_EQ(open_self_procmap(&self->procmap), 0);
-	ASSERT_TRUE(arena_map(&self->arena, GRANULE_CONTRACT));
+	ASSERT_TRUE(plot_map(&self->plot, GRANULE_CONTRACT));
 }
 
 FIXTURE_TEARDOWN(page_granule_memory_contract)
 {
 	EXPECT_TRUE(granule_invariants_hold());
-	close_procmap(&self->procmap);
 }
 
 /* Assert that mremap to a length that is no multiple of 64 KiB is EINVAL. */
 TEST_F(page_granule_memory_contract, mremap_new_length)
 {
-	char *base = self->arena.base;
+	char *base = self->plot.base;
 	char *before, *after;
 	size_t i;
 	static const size_t lengths[] = {
-		1, BASE_SIZE, GRANULE_SIZE / 2, ARENA_LEN - BASE_SIZE,
-		ARENA_LEN + BASE_SIZE, 2 * ARENA_LEN + BASE_SIZE,
+		1, BASE_SIZE, GRANULE_SIZE / 2, PLOT_LEN - BASE_SIZE,
+		PLOT_LEN + BASE_SIZE, 2 * PLOT_LEN + BASE_SIZE,
 	};
 
-	before = granule_smaps_text(self->arena.before, ARENA_TOTAL);
+	before = granule_smaps_text(self->plot.before, PLOT_TOTAL);
 	for (i = 0; i < ARRAY_SIZE(lengths); i++) {
 		errno = 0;
-		EXPECT_EQ(sys_mremap(base, ARENA_LEN, lengths[i], 0, NULL), MAP_FAILED);
+		EXPECT_EQ(sys_mremap(base, PLOT_LEN, lengths[i], 0, NULL), MAP_FAILED);
 		EXPECT_EQ(errno, EINVAL)
 			TH_LOG("in place to %#zx", lengths[i]);
 		errno = 0;
-		EXPECT_EQ(sys_mremap(base, ARENA_LEN, lengths[i], MREMAP_MAYMOVE, NULL),
+		EXPECT_EQ(sys_mremap(base, PLOT_LEN, lengths[i], MREMAP_MAYMOVE, NULL),
 			  MAP_FAILED);
 		EXPECT_EQ(errno, EINVAL)
 			TH_LOG("to %#zx", lengths[i]);
 		errno = 0;
-		EXPECT_EQ(sys_mremap(base, ARENA_LEN, lengths[i],
-				     MREMAP_MAYMOVE | MREMAP_FIXED, self->arena.dest),
+		EXPECT_EQ(sys_mremap(base, PLOT_LEN, lengths[i],
+				     MREMAP_MAYMOVE | MREMAP_FIXED, self->plot.dest),
 			  MAP_FAILED);
 		EXPECT_EQ(errno, EINVAL)
 			TH_LOG("fixed to %#zx", lengths[i]);
 	}
-	after = granule_smaps_text(self->arena.before, ARENA_TOTAL);
+	after = granule_smaps_text(self->plot.before, PLOT_TOTAL);
 	EXPECT_TRUE(granule_same_text(before, after));
-	EXPECT_TRUE(granule_check(base - GRANULE_SIZE, ARENA_LEN + 2 * GRANULE_SIZE,
-				  ARENA_SEED));
+	EXPECT_TRUE(granule_check(base - GRANULE_SIZE, PLOT_LEN + 2 * GRANULE_SIZE,
+				  PLOT_SEED));
 	free(before);
 	free(after);
 }
@@ -134,18 +123,18 @@ TEST_F(page_granule_memory_contract, mremap_new_address)
 {
 	char *before, *after;
 
-	before = granule_smaps_text(self->arena.before, ARENA_TOTAL);
+	before = granule_smaps_text(self->plot.before, PLOT_TOTAL);
 	errno = 0;
-	EXPECT_EQ(sys_mremap(self->arena.base, GRANULE_SIZE, GRANULE_SIZE,
-			     MREMAP_MAYMOVE | MREMAP_FIXED, self->arena.dest + BASE_SIZE),
+	EXPECT_EQ(sys_mremap(self->plot.base, GRANULE_SIZE, GRANULE_SIZE,
+			     MREMAP_MAYMOVE | MREMAP_FIXED, self->plot.dest + BASE_SIZE),
 		  MAP_FAILED);
 	EXPECT_EQ(errno, EINVAL);
 	errno = 0;
-	EXPECT_EQ(sys_mremap(self->arena.base, GRANULE_SIZE, GRANULE_SIZE,
+	EXPECT_EQ(sys_mremap(self->plot.base, GRANULE_SIZE, GRANULE_SIZE,
 			     MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP,
-			     self->arena.dest + BASE_SIZE), MAP_FAILED);
+			     self->plot.dest + BASE_SIZE), MAP_FAILED);
 	EXPECT_EQ(errno, EINVAL);
-	after = granule_smaps_text(self->arena.before, ARENA_TOTAL);
+	after = granule_smaps_text(self->plot.before, PLOT_TOTAL);
 	EXPECT_TRUE(granule_same_text(before, after));
 	free(before);
 	free(after);
@@ -154,44 +143,44 @@ TEST_F(page_granule_memory_contract, mremap_new_address)
 /* Assert that mremap by whole granules keeps alignment, contents and runs. */
 TEST_F(page_granule_memory_contract, mremap_aligned)
 {
-	char *base = self->arena.base;
+	char *base = self->plot.base;
 	int pagemap = granule_open_pagemap();
 	char *new;
 
 	ASSERT_GE(pagemap, 0);
-	ASSERT_EQ(granule_count(pagemap, base, ARENA_LEN, GRANULE_WHOLE), ARENA_GRANULES);
+	ASSERT_EQ(granule_count(pagemap, base, PLOT_LEN, GRANULE_WHOLE), PLOT_GRANULES);
 
 	/* Shrink to free room to grow again, but only half of it. */
-	ASSERT_EQ(sys_mremap(base, ARENA_LEN, ARENA_LEN / 2, 0, NULL), base);
-	ASSERT_TRUE(granule_vma_is(base, ARENA_LEN / 2));
+	ASSERT_EQ(sys_mremap(base, PLOT_LEN, PLOT_LEN / 2, 0, NULL), base);
+	ASSERT_TRUE(granule_vma_is(base, PLOT_LEN / 2));
 
 	/*
 	 * Grow where there is no room: the kernel must find an aligned place.
 	 */
-	new = sys_mremap(base, ARENA_LEN / 2, 4 * ARENA_LEN, MREMAP_MAYMOVE, NULL);
+	new = sys_mremap(base, PLOT_LEN / 2, 4 * PLOT_LEN, MREMAP_MAYMOVE, NULL);
 	ASSERT_NE(new, MAP_FAILED);
 	ASSERT_NE(new, base);
 	EXPECT_TRUE(granule_aligned(new));
 	EXPECT_TRUE(granule_vma_has_flag(new, "gc"));
-	EXPECT_EQ(granule_count(pagemap, new, ARENA_LEN / 2, GRANULE_WHOLE),
-		  ARENA_GRANULES / 2);
-	new[4 * ARENA_LEN - 1] = 1;
-	EXPECT_EQ(granule_state(pagemap, new + 4 * ARENA_LEN - GRANULE_SIZE), GRANULE_WHOLE);
+	EXPECT_EQ(granule_count(pagemap, new, PLOT_LEN / 2, GRANULE_WHOLE),
+		  PLOT_GRANULES / 2);
+	new[4 * PLOT_LEN - 1] = 1;
+	EXPECT_EQ(granule_state(pagemap, new + 4 * PLOT_LEN - GRANULE_SIZE), GRANULE_WHOLE);
 
 	/* And back over its old place. */
-	ASSERT_EQ(sys_mremap(new, ARENA_LEN / 2, ARENA_LEN / 2,
+	ASSERT_EQ(sys_mremap(new, PLOT_LEN / 2, PLOT_LEN / 2,
 			     MREMAP_MAYMOVE | MREMAP_FIXED, base), base);
-	EXPECT_EQ(granule_count(pagemap, base, ARENA_LEN / 2, GRANULE_WHOLE),
-		  ARENA_GRANULES / 2);
-	EXPECT_TRUE(granule_check(base - GRANULE_SIZE, GRANULE_SIZE + ARENA_LEN / 2,
-				  ARENA_SEED));
+	EXPECT_EQ(granule_count(pagemap, base, PLOT_LEN / 2, GRANULE_WHOLE),
+		  PLOT_GRANULES / 2);
+	EXPECT_TRUE(granule_check(base - GRANULE_SIZE, GRANULE_SIZE + PLOT_LEN / 2,
+				  PLOT_SEED));
 }
 
 /* Assert that moving several VMAs onto a contract VMA cuts no granule of it. */
 TEST_F(page_granule_memory_contract, mremap_many_onto_it)
 {
 	char *source = granule_reserve(2 * GRANULE_SIZE);
-	char *base = self->arena.base, *before, *after;
+	char *base = self->plot.base, *before, *after;
 
 	ASSERT_NE(source, NULL);
 	ASSERT_EQ(granule_mmap(GRANULE_UNTAGGED, source, GRANULE_SIZE, PROT_RW, MAP_FIXED),
@@ -199,155 +188,15 @@ TEST_F(page_granule_memory_contract, mremap_many_onto_it)
 	ASSERT_EQ(munmap(source + GRANULE_SIZE, GRANULE_SIZE), 0);
 	ASSERT_EQ(granule_mmap(GRANULE_UNTAGGED, source + GRANULE_SIZE, BASE_SIZE, PROT_READ,
 			       MAP_FIXED), source + GRANULE_SIZE);
-	before = granule_smaps_text(base, ARENA_LEN);
+	before = granule_smaps_text(base, PLOT_LEN);
 	/* The ends are aligned, but the second VMA would replace 4 KiB only. */
 	EXPECT_EQ(sys_mremap(source, 2 * GRANULE_SIZE, 2 * GRANULE_SIZE,
 			     MREMAP_MAYMOVE | MREMAP_FIXED, base), MAP_FAILED);
 	EXPECT_EQ(errno, EINVAL);
-	after = granule_smaps_text(base, ARENA_LEN);
+	after = granule_smaps_text(base, PLOT_LEN);
 	EXPECT_TRUE(granule_same_text(before, after));
 	free(before);
 	free(after);
-}
-
-/*
- * Assert that mlock() and munlock() take whole granules, and that locked memory
- * stays locked where munlock() is refused. A secret beside the range must not
- * be swapped out.
- */
-TEST_F(page_granule_memory_contract, mlock_whole)
-{
-	char *base = self->arena.base;
-	char *second = base + GRANULE_SIZE;
-
-	ASSERT_EQ(mlock(second, 2 * GRANULE_SIZE), 0);
-	EXPECT_TRUE(granule_vma_is(second, 2 * GRANULE_SIZE));
-	EXPECT_TRUE(granule_vma_has_flag(second, "lo"));
-	EXPECT_FALSE(granule_vma_has_flag(base, "lo"));
-	EXPECT_FALSE(granule_vma_has_flag(second + 2 * GRANULE_SIZE, "lo"));
-
-	errno = 0;
-	EXPECT_EQ(munlock(second + 3 * BASE_SIZE, 1), -1);
-	EXPECT_EQ(errno, EINVAL);
-	errno = 0;
-	EXPECT_EQ(munlock(second, GRANULE_SIZE + BASE_SIZE), -1);
-	EXPECT_EQ(errno, EINVAL);
-	EXPECT_TRUE(granule_vma_is(second, 2 * GRANULE_SIZE));
-	EXPECT_TRUE(granule_vma_has_flag(second, "lo"));
-
-	ASSERT_EQ(munlock(second, GRANULE_SIZE), 0);
-	EXPECT_FALSE(granule_vma_has_flag(second, "lo"));
-	EXPECT_TRUE(granule_vma_has_flag(second + GRANULE_SIZE, "lo"));
-	ASSERT_EQ(munlock(second + GRANULE_SIZE, GRANULE_SIZE), 0);
-	EXPECT_TRUE(granule_vma_is(base, ARENA_LEN));
-	EXPECT_TRUE(granule_check(base - GRANULE_SIZE, GRANULE_SIZE + ARENA_LEN,
-				  ARENA_SEED));
-}
-
-/*
- * Assert that msync and mincore, which change nothing, take any range as
- * before.
- */
-TEST_F(page_granule_memory_contract, msync_mincore_unchanged)
-{
-	unsigned char vec[2 * GRANULE_NR_PAGES] = { 0 };
-	char *base = self->arena.base;
-	int i;
-
-	EXPECT_EQ(msync(base + BASE_SIZE, 3 * BASE_SIZE, MS_SYNC), 0);
-	ASSERT_EQ(mincore(base + BASE_SIZE, 17 * BASE_SIZE, vec), 0);
-	for (i = 0; i < 17; i++)
-		EXPECT_EQ(vec[i] & 1, 1);
-	EXPECT_EQ(vec[17], 0);
-}
-
-/* Assert that MADV_COLLAPSE takes whole granules only, and makes them whole. */
-TEST_F(page_granule_memory_contract, madv_collapse)
-{
-	size_t len = 3 * HPAGE_SIZE;
-	int pagemap = granule_open_pagemap();
-	char *res, *plain, *area;
-
-	ASSERT_GE(pagemap, 0);
-	res = granule_reserve(2 * len + HPAGE_SIZE);
-	ASSERT_NE(res, NULL);
-	plain = (char *)(((unsigned long)res + HPAGE_SIZE - 1) & -(unsigned long)HPAGE_SIZE);
-	ASSERT_EQ(granule_mmap(GRANULE_UNTAGGED, plain, len, PROT_RW, MAP_FIXED), plain);
-	area = plain + len;
-	ASSERT_EQ(granule_mmap(GRANULE_CONTRACT, area, len, PROT_RW, MAP_FIXED), area);
-	granule_fill(plain, len, 1);
-	granule_fill(area, len, 2);
-
-	if (madvise(plain + BASE_SIZE, len - BASE_SIZE, MADV_COLLAPSE))
-		SKIP(return, "MADV_COLLAPSE fails (%s): free some memory",
-		     strerror(errno));
-	errno = 0;
-	EXPECT_EQ(madvise(area + BASE_SIZE, len - BASE_SIZE, MADV_COLLAPSE), -1);
-	EXPECT_EQ(errno, EINVAL);
-	errno = 0;
-	EXPECT_EQ(madvise(area, len - BASE_SIZE, MADV_COLLAPSE), -1);
-	EXPECT_EQ(errno, EINVAL);
-	EXPECT_EQ(madvise(area, len, MADV_COLLAPSE), 0);
-	EXPECT_EQ(granule_count(pagemap, area, len, GRANULE_WHOLE), len / GRANULE_SIZE);
-	EXPECT_TRUE(granule_check(area, len, 2));
-	EXPECT_TRUE(granule_check(plain, len, 1));
-}
-
-/* Assert that mbind sets no policy at all on a range that cuts a granule. */
-TEST_F(page_granule_memory_contract, mbind_sets_nothing)
-{
-	const int mpol_default = 0, mpol_preferred = 1, mpol_f_addr = 2;
-	unsigned long node0 = 1;
-	int policy = -1;
-
-	if (syscall(__NR_mbind, self->arena.before, GRANULE_SIZE + BASE_SIZE,
-		    mpol_preferred, &node0, 8UL, 0UL) < 0 && errno != EINVAL)
-		SKIP(return, "no mbind: build the kernel with CONFIG_NUMA=y");
-	ASSERT_EQ(syscall(__NR_get_mempolicy, &policy, NULL, 0UL, self->arena.before,
-			  (unsigned long)mpol_f_addr), 0);
-	EXPECT_EQ(policy, mpol_default);
-
-	/* It would have been seen: whole granules, and the policy is there. */
-	ASSERT_EQ(syscall(__NR_mbind, self->arena.before, 2 * GRANULE_SIZE,
-			  mpol_preferred, &node0, 8UL, 0UL), 0);
-	ASSERT_EQ(syscall(__NR_get_mempolicy, &policy, NULL, 0UL, self->arena.before,
-			  (unsigned long)mpol_f_addr), 0);
-	EXPECT_EQ(policy, mpol_preferred);
-}
-
-/* Assert that unregistering part of a granule from userfaultfd is EINVAL. */
-TEST_F(page_granule_memory_contract, uffd_unregister)
-{
-	struct uffdio_api api = { .api = UFFD_API };
-	char *base = self->arena.base;
-	int uffd;
-
-	uffd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
-	if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api))
-		SKIP(return, GRANULE_UFFD_REMEDY);
-	ASSERT_EQ(uffd_register(uffd, base, ARENA_LEN, true, false, false), 0);
-	EXPECT_EQ(uffd_unregister(uffd, base, BASE_SIZE), -EINVAL);
-	EXPECT_EQ(uffd_unregister(uffd, base + BASE_SIZE, GRANULE_SIZE), -EINVAL);
-	EXPECT_TRUE(granule_vma_is(base, ARENA_LEN));
-	EXPECT_EQ(uffd_unregister(uffd, base, GRANULE_SIZE), 0);
-	EXPECT_TRUE(granule_vma_is(base, GRANULE_SIZE));
-	close(uffd);
-}
-
-/* Assert that KSM for the whole process leaves contract VMAs out. */
-TEST_F(page_granule_memory_contract, not_mergeable_by_process)
-{
-	int old = prctl(PR_GET_MEMORY_MERGE, 0, 0, 0, 0);
-	char *new;
-
-	if (old < 0 || prctl(PR_SET_MEMORY_MERGE, 1, 0, 0, 0))
-		SKIP(return, "no PR_SET_MEMORY_MERGE: build the kernel with CONFIG_KSM=y");
-	new = granule_mmap(GRANULE_CONTRACT, self->arena.dest, GRANULE_SIZE, PROT_RW,
-			   MAP_FIXED);
-	EXPECT_EQ(new, self->arena.dest);
-	EXPECT_FALSE(granule_vma_has_flag(new, "mg"));
-	EXPECT_FALSE(granule_vma_has_flag(self->arena.base, "mg"));
-	prctl(PR_SET_MEMORY_MERGE, 0, 0, 0, 0);
 }
 
 #define UID_NOBODY		65534
@@ -575,7 +424,7 @@ TEST_F(page_granule_memory, mremap_several)
 
 /*
  * Assert that VmLck counts what mlock has locked: whole granules of a contract,
- * or pages.
+ * or pages. A refused call neither locks nor unlocks anything.
  */
 TEST_F(page_granule_memory, mlock_counted)
 {
@@ -588,13 +437,32 @@ TEST_F(page_granule_memory, mlock_counted)
 	ASSERT_EQ(granule_map(variant->kind, variant->shared, addr, 4 * GRANULE_SIZE,
 			      MAP_FIXED), addr);
 	locked = granule_status_kb(getpid(), "VmLck:");
+	if (variant->kind == GRANULE_CONTRACT) {
+		errno = 0;
+		EXPECT_EQ(mlock(page_at(addr, 3), BASE_SIZE), -1);
+		EXPECT_EQ(errno, EINVAL);
+		errno = 0;
+		EXPECT_EQ(mlock2(page_at(addr, 16), BASE_SIZE, MLOCK_ONFAULT), -1);
+		EXPECT_EQ(errno, EINVAL);
+		EXPECT_EQ(granule_status_kb(getpid(), "VmLck:"), locked);
+	}
 	/* Bytes are rounded to base pages, as they always were. */
 	ASSERT_EQ(mlock(page + 100, unit - 101), 0);
 	EXPECT_EQ(granule_status_kb(getpid(), "VmLck:") - locked, kb);
 	/* Once more, and in the granule before, without populating that. */
 	ASSERT_EQ(mlock(page, unit), 0);
-	ASSERT_EQ(syscall(__NR_mlock2, addr + 100, unit - 101, MLOCK_ONFAULT), 0);
+	ASSERT_EQ(mlock2(addr + 100, unit - 101, MLOCK_ONFAULT), 0);
 	EXPECT_EQ(granule_status_kb(getpid(), "VmLck:") - locked, 2 * kb);
+	/* A secret beside the range must not be swapped out. */
+	if (variant->kind == GRANULE_CONTRACT) {
+		errno = 0;
+		EXPECT_EQ(munlock(page_at(second, 5), BASE_SIZE), -1);
+		EXPECT_EQ(errno, EINVAL);
+		errno = 0;
+		EXPECT_EQ(munlock(second, GRANULE_SIZE + BASE_SIZE), -1);
+		EXPECT_EQ(errno, EINVAL);
+		EXPECT_EQ(granule_status_kb(getpid(), "VmLck:") - locked, 2 * kb);
+	}
 	/* A VMA of one page has no granule to populate. */
 	EXPECT_EQ(granule_filled(self->pagemap, addr), 0);
 	EXPECT_EQ(granule_filled(self->pagemap, second), kb / 4);
@@ -604,6 +472,16 @@ TEST_F(page_granule_memory, mlock_counted)
 	ASSERT_EQ(munlock(addr, unit), 0);
 	EXPECT_EQ(granule_status_kb(getpid(), "VmLck:"), locked);
 	EXPECT_TRUE(granule_vma_is(addr, 4 * GRANULE_SIZE));
+
+	/* A part of what was locked by one call. */
+	ASSERT_EQ(mlock(page, 2 * unit), 0);
+	EXPECT_EQ(granule_status_kb(getpid(), "VmLck:") - locked, 2 * kb);
+	ASSERT_EQ(munlock(page, unit), 0);
+	EXPECT_EQ(granule_status_kb(getpid(), "VmLck:") - locked, kb);
+	EXPECT_FALSE(granule_vma_has_flag(page, "lo"));
+	EXPECT_TRUE(granule_vma_has_flag(page + unit, "lo"));
+	ASSERT_EQ(munlock(page + unit, unit), 0);
+	EXPECT_EQ(granule_status_kb(getpid(), "VmLck:"), locked);
 }
 
 /* mlock() under a limit, without the privilege to exceed it. */
@@ -731,7 +609,7 @@ TEST_F(page_granule_memory, mincore_granule)
 }
 
 /* In a child: has it the memory that it should have? */
-static int check_forked(int pagemap, char *addr, bool shared, int advice)
+static int check_forked(int pagemap, char *addr, int advice)
 {
 	unsigned char vec[GRANULE_NR_PAGES];
 	char *middle = addr + GRANULE_SIZE;
@@ -741,6 +619,8 @@ static int check_forked(int pagemap, char *addr, bool shared, int advice)
 		return 1;
 	if (advice == MADV_DONTFORK)
 		return mincore(middle, GRANULE_SIZE, vec) && errno == ENOMEM ? 0 : 2;
+	if (advice == MADV_WIPEONFORK && granule_filled(pagemap, middle))
+		return 6;
 	if (advice == MADV_WIPEONFORK && !granule_is_filled(middle, GRANULE_SIZE, 0))
 		return 3;
 	if (advice != MADV_WIPEONFORK && !granule_check(middle, GRANULE_SIZE, 1))
@@ -753,7 +633,7 @@ static int check_forked(int pagemap, char *addr, bool shared, int advice)
 
 /*
  * Assert that a child finds advice on one granule followed, and the rest
- * unchanged.
+ * unchanged. The parent has its whole granules afterwards.
  */
 TEST_F(page_granule_memory, advice_on_fork)
 {
@@ -778,10 +658,13 @@ TEST_F(page_granule_memory, advice_on_fork)
 		if (!pid) {
 			int pagemap = granule_open_pagemap();
 
-			_exit(check_forked(pagemap, addr, variant->shared, advice[i]));
+			_exit(check_forked(pagemap, addr, advice[i]));
 		}
 		ASSERT_EQ(waitpid(pid, &status, 0), pid);
 		EXPECT_EQ(status, 0)
+			TH_LOG("advice %d", advice[i]);
+		granule_touch(addr, 3 * GRANULE_SIZE);
+		EXPECT_EQ(granule_count(self->pagemap, addr, 3 * GRANULE_SIZE, GRANULE_WHOLE), 3)
 			TH_LOG("advice %d", advice[i]);
 	}
 	EXPECT_TRUE(granule_vma_is(addr, 3 * GRANULE_SIZE));
@@ -935,8 +818,7 @@ TEST_F(page_granule_memory, mseal_one_granule)
 	ASSERT_EQ(granule_map(variant->kind, variant->shared, addr, 3 * GRANULE_SIZE,
 			      MAP_FIXED), addr);
 	granule_fill(addr, 3 * GRANULE_SIZE, SEED);
-	if (syscall(__NR_mseal, sealed, GRANULE_SIZE, 0UL))
-		SKIP(return, "no mseal (%s): use a 64-bit kernel", strerror(errno));
+	ASSERT_EQ(syscall(__NR_mseal, sealed, GRANULE_SIZE, 0UL), 0);
 	EXPECT_TRUE(granule_vma_is(sealed, GRANULE_SIZE));
 	before = granule_smaps_text(sealed, GRANULE_SIZE);
 	errno = 0;
@@ -964,22 +846,11 @@ TEST_F(page_granule_memory, mseal_one_granule)
 	free(after);
 }
 
+/* Does it have a huge page? */
 static bool is_collapsed(const char *addr)
 {
-	const char *line = granule_read_proc("/proc/self/smaps");
-	unsigned long start, end, lo = (unsigned long)addr;
-	bool inside = false;
-
-	for (; line; line = strchr(line, '\n')) {
-		line += *line == '\n';
-		if (sscanf(line, "%lx-%lx ", &start, &end) == 2)
-			inside = start <= lo && lo < end;
-		else if (inside && (!strncmp(line, "AnonHugePages:", 14) ||
-				    !strncmp(line, "ShmemPmdMapped:", 15)) &&
-			 atol(strchr(line, ':') + 1))
-			return true;
-	}
-	return false;
+	return granule_smaps_kb(addr, 1, "AnonHugePages:") > 0 ||
+	       granule_smaps_kb(addr, 1, "ShmemPmdMapped:") > 0;
 }
 
 /*
@@ -1007,67 +878,13 @@ TEST_F_TIMEOUT(page_granule_memory, collapse, 60)
 	ret = madvise(area + BASE_SIZE, len - BASE_SIZE, MADV_COLLAPSE) ? -errno : 0;
 	EXPECT_EQ(ret, variant->kind == GRANULE_CONTRACT ? -EINVAL : 0);
 	EXPECT_EQ(is_collapsed(area), variant->kind != GRANULE_CONTRACT);
+	ret = madvise(area, len - BASE_SIZE, MADV_COLLAPSE) ? -errno : 0;
+	EXPECT_EQ(ret, variant->kind == GRANULE_CONTRACT ? -EINVAL : 0);
 	EXPECT_EQ(madvise(area, len, MADV_COLLAPSE), 0);
 	EXPECT_TRUE(is_collapsed(area));
 	EXPECT_EQ(granule_count(self->pagemap, area, len, GRANULE_WHOLE), len / GRANULE_SIZE);
 	EXPECT_TRUE(granule_check(area, len, 2));
 	EXPECT_TRUE(granule_check(plain, len, 1));
-}
-
-/*
- * Resolve the one fault there is, @len bytes around it; 0 or a negative errno.
- */
-static int resolve_fault(int uffd, const char *src, size_t len, char **addr)
-{
-	struct pollfd poll_fd = { .fd = uffd, .events = POLLIN };
-	struct uffdio_copy copy = { .src = (unsigned long)src, .len = len };
-	struct uffd_msg msg;
-
-	if (poll(&poll_fd, 1, 10000) != 1)
-		return -ETIMEDOUT;
-	if (read(uffd, &msg, sizeof(msg)) != sizeof(msg) || msg.event != UFFD_EVENT_PAGEFAULT)
-		return -EIO;
-	*addr = (char *)(uintptr_t)msg.arg.pagefault.address;
-	copy.dst = msg.arg.pagefault.address & ~(len - 1);
-	return ioctl(uffd, UFFDIO_COPY, &copy) ? -errno : 0;
-}
-
-static void *read_byte(void *addr)
-{
-	return (void *)(unsigned long)*(unsigned char *)addr;
-}
-
-/*
- * Assert that a monitor resolves a fault with the unit that the kind of memory
- * requires.
- */
-TEST_F(page_granule_memory, uffd_resolve)
-{
-	size_t len = variant->kind == GRANULE_CONTRACT ? GRANULE_SIZE : BASE_SIZE;
-	char *addr = self->res, *src = addr + 8 * GRANULE_SIZE, *fault;
-	char *where = addr + GRANULE_SIZE + 5 * BASE_SIZE + 7;
-	pthread_t thread;
-	int uffd, ret;
-	void *byte;
-
-	uffd = granule_uffd(0, O_NONBLOCK | UFFD_USER_MODE_ONLY);
-	if (uffd < 0)
-		SKIP(return, GRANULE_UFFD_REMEDY);
-	ASSERT_EQ(granule_map(variant->kind, variant->shared, addr, 3 * GRANULE_SIZE,
-			      MAP_FIXED), addr);
-	ASSERT_EQ(granule_mmap(GRANULE_UNTAGGED, src, GRANULE_SIZE, PROT_RW, MAP_FIXED), src);
-	memset(src, 0xaa, GRANULE_SIZE);
-	ASSERT_EQ(uffd_register(uffd, addr, 3 * GRANULE_SIZE, true, false, false), 0);
-	ASSERT_EQ(pthread_create(&thread, NULL, read_byte, where), 0);
-	ret = resolve_fault(uffd, src, len, &fault);
-	ASSERT_EQ(ret, 0);
-	ASSERT_EQ(pthread_join(thread, &byte), 0);
-	EXPECT_EQ((unsigned long)byte, 0xaa);
-	/* The address is that of the page, as it is on any memory. */
-	EXPECT_EQ(fault, where - 7);
-	EXPECT_EQ(granule_filled(self->pagemap, addr + GRANULE_SIZE), len / BASE_SIZE);
-	EXPECT_EQ(granule_filled(self->pagemap, addr), 0);
-	close(uffd);
 }
 
 int main(int argc, char **argv)

@@ -21,7 +21,6 @@
 
 FIXTURE(page_granule_merge)
 {
-	struct procmap_fd procmap;
 	char *res;
 };
 
@@ -89,7 +88,6 @@ FIXTURE_SETUP(page_granule_merge)
 {
 	ASSERT_EQ(granule_set_enabled(true), 0);
 	ASSERT_EQ(granule_set(PR_GRANULE_MMAP, BASE_SIZE), 0);
-	ASSERT_EQ(open_self_procmap(&self->procmap), 0);
 	self->res = granule_reserve(8 * GRANULE_SIZE);
 	ASSERT_NE(self->res, NULL);
 }
@@ -97,7 +95,6 @@ FIXTURE_SETUP(page_granule_merge)
 FIXTURE_TEARDOWN(page_granule_merge)
 {
 	EXPECT_TRUE(granule_invariants_hold());
-	close_procmap(&self->procmap);
 }
 
 static char *map_pages(enum granule_kind kind, char *addr)

@@ -315,7 +315,6 @@ TEST_F(page_granule_poison, swapped)
 FIXTURE(page_granule_poison_soft)
 {
 	struct mem mem;
-	int uffd;
 };
 
 FIXTURE_VARIANT(page_granule_poison_soft)
@@ -335,7 +334,6 @@ FIXTURE_VARIANT_ADD(page_granule_poison_soft, default_tagged)
 
 FIXTURE_SETUP(page_granule_poison_soft)
 {
-	self->uffd = -1;
 	ASSERT_TRUE(granule_catch_faults());
 	ASSERT_TRUE(mem_create_nr(&self->mem, variant->kind, FEW_GRANULES));
 }
@@ -343,8 +341,6 @@ FIXTURE_SETUP(page_granule_poison_soft)
 FIXTURE_TEARDOWN(page_granule_poison_soft)
 {
 	EXPECT_TRUE(granule_invariants_hold());
-	if (self->uffd >= 0)
-		close(self->uffd);
 	if (self->mem.area)
 		munmap(self->mem.area, mem_len(&self->mem));
 	unpoison_all();

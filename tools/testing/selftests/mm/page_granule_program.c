@@ -9,7 +9,6 @@
 #include <asm-generic/mman.h> /* Force the import of the tools version. */
 #include <errno.h>
 #include <malloc.h>
-#include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -31,7 +30,6 @@
  * PR_GRANULE_EXEC at 64 KiB. A program says on stderr what is wrong, and fails.
  */
 static bool tagging;		/* Is 64 KiB the default of this program? */
-static sigjmp_buf segv_env;
 
 static void __printf(2, 3) need(bool ok, const char *format, ...)
 {
@@ -49,42 +47,28 @@ static void __printf(2, 3) need(bool ok, const char *format, ...)
 	exit(KSFT_FAIL);
 }
 
-static void segv_handler(int sig)
-{
-	siglongjmp(segv_env, 1);
-}
-
 /* On a stack of its own, as there may be no room on the other. */
 static void catch_segv(void)
 {
-	struct sigaction action = { .sa_handler = segv_handler, .sa_flags = SA_ONSTACK };
 	static char stack[65536];
 	stack_t ss = { .ss_sp = stack, .ss_size = sizeof(stack) };
+	struct sigaction action;
 
+	need(granule_catch_faults(), "sigaction");
 	need(!sigaltstack(&ss, NULL), "sigaltstack");
+	need(!sigaction(SIGSEGV, NULL, &action), "sigaction");
+	action.sa_flags |= SA_ONSTACK;
 	need(!sigaction(SIGSEGV, &action, NULL), "sigaction");
 }
 
 /* Write a byte; false if that is SIGSEGV. */
 static bool touch(char *addr)
 {
-	if (sigsetjmp(segv_env, 1))
-		return false;
-	__atomic_store_n(addr, 1, __ATOMIC_RELAXED);
-	return true;
+	int sig = granule_try_access(addr, "\1");
+
+	need(!sig || sig == SIGSEGV, "signal %d at %p", sig, addr);
+	return !sig;
 }
-
-/* A field of /proc/self/stat, counted from 1 as in proc_pid_stat(5). */
-static unsigned long stat_field(int nr)
-{
-	char *p = strrchr(granule_read_proc("/proc/self/stat"), ')') + 2;
-
-	for (nr -= 3; nr > 0; nr--)
-		p = strchr(p, ' ') + 1;
-	return strtoul(p, NULL, 10);
-}
-
-#define STAT_START_BRK	47
 
 /*
  * The libc takes its memory from the heap too: see that it needs none for now.
@@ -113,7 +97,7 @@ static void grow_to(char *addr)
 /* Write the start of the heap to @fd, and see that it is as it should be. */
 static int program_brk_start(int fd)
 {
-	char *start = (char *)stat_field(STAT_START_BRK);
+	char *start = (char *)granule_stat_field(getpid(), GRANULE_STAT_START_BRK);
 	struct granule_smaps smaps;
 
 	grow_to(align_up(quiet_heap()) + GRANULE_SIZE);
@@ -372,23 +356,25 @@ static int program_stack_steps(int fd)
 	return KSFT_PASS;
 }
 
+/* By how much RLIMIT_STACK is raised, time and again. */
+static const unsigned long limit_steps[] = {
+	3 * BASE_SIZE, GRANULE_SIZE, GRANULE_SIZE + BASE_SIZE, 5 * BASE_SIZE + 100,
+	2 * GRANULE_SIZE - 100, 11 * BASE_SIZE, 4 * GRANULE_SIZE,
+};
+
 /*
  * The last room below the limit, less than a granule, is usable page by page.
  */
 static int program_stack_rlimit(int fd)
 {
-	static const unsigned long steps[] = {
-		3 * BASE_SIZE, GRANULE_SIZE, GRANULE_SIZE + BASE_SIZE, 5 * BASE_SIZE + 100,
-		2 * GRANULE_SIZE - 100, 11 * BASE_SIZE, 4 * GRANULE_SIZE,
-	};
 	char *end = stack_end(), *lowest;
 	unsigned long limit;
 	size_t i;
 
 	catch_segv();
 	limit = end - stack_start() + GRANULE_SIZE;
-	for (i = 0; i < ARRAY_SIZE(steps); i++) {
-		limit += steps[i];
+	for (i = 0; i < ARRAY_SIZE(limit_steps); i++) {
+		limit += limit_steps[i];
 		set_stack_limit(limit);
 		lowest = end - (limit & -BASE_SIZE);
 		need(!touch(lowest - 1), "limit %lu exceeded", limit);
@@ -451,14 +437,16 @@ static const struct {
 
 static int program_main(char **argv)
 {
+	int ret = KSFT_FAIL;
 	size_t i;
 
 	tagging = granule_get(PR_GRANULE_MMAP) == GRANULE_SIZE;
 	for (i = 0; i < ARRAY_SIZE(programs); i++) {
 		if (!strcmp(argv[2], programs[i].name))
-			return programs[i].main(atoi(argv[3]));
+			ret = programs[i].main(atoi(argv[3]));
 	}
-	return KSFT_FAIL;
+	need(granule_invariants_hold(), "granules that are not as they should be");
+	return ret;
 }
 
 FIXTURE(page_granule_program)
@@ -596,7 +584,7 @@ TEST_F(page_granule_program, brk_locked)
  * Assert that the heap is tagged from the moment on that the program sets a
  * default.
  */
-TEST(brk_late_default)
+TEST(page_granule_program_brk_late_default)
 {
 	ASSERT_EQ(granule_set_enabled(true), 0);
 	granule_thp_never();
@@ -739,10 +727,6 @@ TEST_F(page_granule_program_growsdown, steps)
 /* Assert that the mapping keeps RLIMIT_STACK to the page, or to the granule. */
 TEST_F(page_granule_program_growsdown, rlimit)
 {
-	static const unsigned long steps[] = {
-		3 * BASE_SIZE, GRANULE_SIZE, GRANULE_SIZE + BASE_SIZE, 5 * BASE_SIZE + 100,
-		2 * GRANULE_SIZE - 100, 11 * BASE_SIZE, 4 * GRANULE_SIZE,
-	};
 	char *start = self->res + GROW_ROOM, *end = start + GRANULE_SIZE, *lowest;
 	struct rlimit rlim = self->rlim;
 	size_t i;
@@ -750,8 +734,8 @@ TEST_F(page_granule_program_growsdown, rlimit)
 	ASSERT_EQ(granule_mmap(variant->kind, start, GRANULE_SIZE, PROT_RW,
 			       MAP_FIXED | MAP_GROWSDOWN), start);
 	rlim.rlim_cur = 2 * GRANULE_SIZE;
-	for (i = 0; i < ARRAY_SIZE(steps); i++) {
-		rlim.rlim_cur += steps[i];
+	for (i = 0; i < ARRAY_SIZE(limit_steps); i++) {
+		rlim.rlim_cur += limit_steps[i];
 		ASSERT_EQ(setrlimit(RLIMIT_STACK, &rlim), 0);
 		lowest = (char *)lowest_of(variant->kind, end - (rlim.rlim_cur & -BASE_SIZE));
 		EXPECT_FALSE(touch(lowest - 1));

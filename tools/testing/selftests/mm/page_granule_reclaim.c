@@ -9,24 +9,195 @@
 #define _GNU_SOURCE
 #include "kselftest_harness.h"
 #include <asm-generic/mman.h> /* Force the import of the tools version. */
+#include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
+#include <linux/loop.h>
 #include <linux/mempolicy.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/swap.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "hugepage_settings.h"
 #include "vm_util.h"
+#include "page_granule_mem.h"
 #include "page_granule_util.h"
 
-#define DROP_CACHES	"/proc/sys/vm/drop_caches"
 #define ZSWAP		"/sys/module/zswap/parameters/"
 #define THP		"/sys/kernel/mm/transparent_hugepage/"
+
+#define SWAP_FILE_REMEDY \
+	"no swap file: set CONFIG_BLK_DEV_LOOP=y and CONFIG_EXT4_FS=y, have mke2fs in PATH"
+
+/*
+ * The swap space that the program finds, and a file of its own. A file has no
+ * 16 slots in a row, so that swap-out splits a folio.
+ */
+#define MAX_SWAPS	8
+#define SWAP_FILE_MB	96U
+
+static struct swap {
+	char path[128];
+	int prio;
+} swaps[MAX_SWAPS];
+static unsigned int nr_swaps;
+
+/* A file in a file system, on a loop device, on a file in memory. */
+static struct swap_file {
+	char ramfs[32];
+	char image[64];
+	char loop[32];
+	char dir[32];
+	char path[64];
+	bool usable;
+} swap_file;
+
+static void save_swaps(void)
+{
+	char line[PATH_MAX];
+	FILE *fp;
+
+	fp = fopen("/proc/swaps", "r");
+	while (fp && nr_swaps < MAX_SWAPS && fgets(line, sizeof(line), fp))
+		nr_swaps += sscanf(line, "%127s %*s %*u %*u %d", swaps[nr_swaps].path,
+				   &swaps[nr_swaps].prio) == 2;
+	if (fp)
+		fclose(fp);
+}
+
+static void swap_to_found(void)
+{
+	unsigned int i;
+	int flags;
+
+	for (i = 0; i < nr_swaps; i++) {
+		flags = swaps[i].prio < 0 ? 0 : SWAP_FLAG_PREFER | swaps[i].prio;
+		swapon(swaps[i].path, flags);
+	}
+	if (swap_file.usable)
+		swapoff(swap_file.path);
+}
+
+/* Returns false where there can be no such file, and has changed nothing then. */
+static bool swap_to_file(void)
+{
+	unsigned int i;
+
+	if (!swap_file.usable || (swapon(swap_file.path, 0) && errno != EBUSY))
+		return false;
+	for (i = 0; i < nr_swaps; i++) {
+		if (swapoff(swaps[i].path) && errno != EINVAL) {
+			swap_to_found();
+			return false;
+		}
+	}
+	return true;
+}
+
+/* Attach a loop device to the image, or, without one, detach it. */
+static bool set_loop(const char *image)
+{
+	int fd, loop, nr;
+	bool done;
+
+	if (!image) {
+		loop = open(swap_file.loop, O_RDWR);
+		done = loop >= 0 && !ioctl(loop, LOOP_CLR_FD, 0);
+		close(loop);
+		return done;
+	}
+	fd = open("/dev/loop-control", O_RDWR);
+	nr = fd < 0 ? -1 : ioctl(fd, LOOP_CTL_GET_FREE);
+	close(fd);
+	if (nr < 0)
+		return false;
+	snprintf(swap_file.loop, sizeof(swap_file.loop), "/dev/loop%d", nr);
+	fd = open(image, O_RDWR);
+	loop = open(swap_file.loop, O_RDWR);
+	done = fd >= 0 && loop >= 0 && !ioctl(loop, LOOP_SET_FD, fd);
+	if (!done)
+		*swap_file.loop = 0;
+	close(fd);
+	close(loop);
+	return done;
+}
+
+static bool mount_at(char *dir, size_t size, const char *dev, const char *type)
+{
+	snprintf(dir, size, "/tmp/page_granule.XXXXXX");
+	if (mkdtemp(dir)) {
+		if (!mount(dev, dir, type, 0, NULL))
+			return true;
+		rmdir(dir);
+	}
+	*dir = 0;
+	return false;
+}
+
+static void unmount_from(char *dir)
+{
+	if (!*dir)
+		return;
+	umount(dir);
+	rmdir(dir);
+}
+
+static void remove_swap_file(void)
+{
+	swap_to_found();
+	unmount_from(swap_file.dir);
+	if (*swap_file.loop)
+		set_loop(NULL);
+	unmount_from(swap_file.ramfs);
+}
+
+/* All of it is there, so that nothing is allocated to swap out. */
+static bool fill_file(const char *path, unsigned int megabytes)
+{
+	static char zeroes[64 * 1024];
+	bool done = true;
+	unsigned long i;
+	int fd;
+
+	fd = open(path, O_WRONLY | O_CREAT | O_EXCL, 0600);
+	if (fd < 0)
+		return false;
+	for (i = 0; done && i < megabytes * MIB; i += sizeof(zeroes))
+		done = write(fd, zeroes, sizeof(zeroes)) == sizeof(zeroes);
+	done = done && !fsync(fd);
+	posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+	close(fd);
+	return done;
+}
+
+static void create_swap_file(void)
+{
+	char command[128];
+
+	save_swaps();
+	atexit(remove_swap_file);
+	if (!mount_at(swap_file.ramfs, sizeof(swap_file.ramfs), "none", "ramfs"))
+		return;
+	snprintf(swap_file.image, sizeof(swap_file.image), "%s/image", swap_file.ramfs);
+	if (!fill_file(swap_file.image, SWAP_FILE_MB + 16) || !set_loop(swap_file.image))
+		return;
+	snprintf(command, sizeof(command), "mke2fs -F -b 4096 %s >/dev/null 2>&1",
+		 swap_file.loop);
+	if (system(command) ||
+	    !mount_at(swap_file.dir, sizeof(swap_file.dir), swap_file.loop, "ext4"))
+		return;
+	snprintf(swap_file.path, sizeof(swap_file.path), "%s/swap", swap_file.dir);
+	swap_file.usable = fill_file(swap_file.path, SWAP_FILE_MB) &&
+			   granule_make_swap(swap_file.path, SWAP_FILE_MB);
+}
 
 /* Reclaim, with a swap file. */
 FIXTURE(page_granule_reclaim)
@@ -41,17 +212,16 @@ FIXTURE_SETUP(page_granule_reclaim)
 	granule_thp_never();
 	if (!granule_cg_create(&self->cg))
 		SKIP(return, GRANULE_CG_REMEDY);
-	if (!granule_swap_to_file()) {
-		granule_swap_to_found();
+	if (!swap_to_file()) {
 		granule_cg_remove(&self->cg);
-		SKIP(return, GRANULE_SWAP_FILE_REMEDY);
+		SKIP(return, SWAP_FILE_REMEDY);
 	}
 }
 
 FIXTURE_TEARDOWN(page_granule_reclaim)
 {
 	granule_thp_never();
-	granule_swap_to_found();
+	swap_to_found();
 	granule_cg_remove(&self->cg);
 }
 
@@ -81,7 +251,7 @@ static long scanned_for(struct granule_cg *cg, enum granule_kind kind, size_t le
 		if (!area)
 			_exit(1);
 		granule_touch(area, len);
-		_exit(0);
+		_exit(granule_invariants_hold() ? 0 : 1);
 	}
 	if (!granule_child_ends(pid))
 		return -1;
@@ -124,6 +294,7 @@ static bool idle_and_active(struct granule_cg *cg, enum granule_kind kind,
 	pid_t idle, active;
 	int fds[2], i;
 	char *area;
+	bool hold;
 	char c;
 
 	thp_for(kind);
@@ -158,8 +329,9 @@ static bool idle_and_active(struct granule_cg *cg, enum granule_kind kind,
 		return false;
 	*faults = usage.ru_majflt;
 	*idle_out = granule_status_kb(idle, "VmSwap:");
+	hold = granule_invariants_hold_in(idle);
 	granule_kill_idle(idle);
-	return *idle_out >= 0;
+	return hold && *idle_out >= 0;
 }
 
 /*
@@ -234,6 +406,7 @@ FIXTURE_VARIANT_ADD(page_granule_reclaim_pageout, contract_shared)
 };
 
 #define PAGEOUT_LEN	(4 * MIB)
+#define PAGEOUT_GRANULES	(PAGEOUT_LEN / GRANULE_SIZE)
 
 FIXTURE_SETUP(page_granule_reclaim_pageout)
 {
@@ -241,10 +414,8 @@ FIXTURE_SETUP(page_granule_reclaim_pageout)
 
 	ASSERT_EQ(granule_set_enabled(true), 0);
 	ASSERT_EQ(granule_set(PR_GRANULE_MMAP, BASE_SIZE), 0);
-	if (!granule_swap_to_file()) {
-		granule_swap_to_found();
-		SKIP(return, GRANULE_SWAP_FILE_REMEDY);
-	}
+	if (!swap_to_file())
+		SKIP(return, SWAP_FILE_REMEDY);
 	thp_for(variant->kind);
 	if (variant->kind == GRANULE_UNTAGGED) {
 		thp_read_settings(&settings);
@@ -262,7 +433,7 @@ FIXTURE_TEARDOWN(page_granule_reclaim_pageout)
 	munmap(self->area, PAGEOUT_LEN);
 	thp_restore_settings();
 	granule_thp_never();
-	granule_swap_to_found();
+	swap_to_found();
 }
 
 /* The page table does not show which shared pages are out, but smaps does. */
@@ -280,25 +451,36 @@ static unsigned long swapped_kb(char *area)
 
 /*
  * Assert that MADV_PAGEOUT pages out although there are no 16 slots in a row,
- * and that the granules it breaks are counted.
+ * that the granules it breaks are counted, and that those it has split come
+ * back whole.
  */
 TEST_F_TIMEOUT(page_granule_reclaim_pageout, no_slots_in_a_row, 60)
 {
 	unsigned long split = granule_vmstat("granule_split"), out = 0, i;
+	const bool tagged = variant->kind != GRANULE_UNTAGGED;
+	unsigned long whole_out = swapped_whole();
 
 	granule_fill(self->area, PAGEOUT_LEN, 1);
-	if (variant->kind != GRANULE_UNTAGGED)
+	if (tagged)
 		ASSERT_EQ(granule_count(self->pagemap, self->area, PAGEOUT_LEN, GRANULE_WHOLE),
-			  PAGEOUT_LEN / GRANULE_SIZE);
+			  PAGEOUT_GRANULES);
 	for (i = 0; i < 20 && out < PAGEOUT_LEN / 1024; i++) {
 		ASSERT_EQ(madvise(self->area, PAGEOUT_LEN, MADV_PAGEOUT), 0);
 		usleep(20 * 1000);
 		out = swapped_kb(self->area);
 	}
 	EXPECT_GE(out, PAGEOUT_LEN / 1024 * 95 / 100);
-	if (variant->kind != GRANULE_UNTAGGED && !variant->flags)
+	if (tagged && !variant->flags)
 		EXPECT_GT(granule_vmstat("granule_split"), split);
+	EXPECT_EQ(swapped_whole(), whole_out);
+
+	lru_settle();
+	for (i = 0; i < PAGEOUT_GRANULES; i++)
+		FORCE_READ(*byte_of(self->area, i));
 	EXPECT_TRUE(granule_check(self->area, PAGEOUT_LEN, 1));
+	if (tagged)
+		EXPECT_EQ(granule_count(self->pagemap, self->area, PAGEOUT_LEN, GRANULE_WHOLE),
+			  PAGEOUT_GRANULES);
 }
 
 /* The shrinkers. */
@@ -343,10 +525,11 @@ enum shrink_way { SHRINK_UNDERUSED, SHRINK_GIVEN_BACK };
 static long left_after_shrinking(struct granule_cg *cg, enum granule_kind kind,
 				 enum shrink_way way, long *before)
 {
-	int ready[2], go[2], i;
-	long left, now;
+	int ready[2], go[2];
 	char *area, *p;
 	pid_t pid;
+	bool hold;
+	long left;
 	char c;
 
 	if (pipe(ready) || pipe(go))
@@ -385,21 +568,13 @@ static long left_after_shrinking(struct granule_cg *cg, enum granule_kind kind,
 		*before = granule_cg_read(cg->dir, "memory.current", NULL) / 1024;
 	if (write(go[1], "", 1) != 1 || read(ready[0], &c, 1) != 1)
 		return -1;
-	/* Until there is no more progress: shrinkers skip folios in use. */
-	left = LONG_MAX;
-	for (i = 0; i < 4; i++) {
-		granule_write(DROP_CACHES, "2");
-		usleep(100 * 1000);
-		now = granule_cg_read(cg->dir, "memory.current", NULL) / 1024;
-		if (now < left)
-			i = 0;
-		left = now;
-	}
+	left = granule_cg_settled(cg->dir, true);
+	hold = granule_invariants_hold_in(pid);
 	close(go[1]);
 	close(go[0]);
 	close(ready[0]);
 	granule_kill_idle(pid);
-	return left;
+	return hold ? left : -1;
 }
 
 static void shrink(struct __test_metadata *_metadata, struct granule_cg *cg,
@@ -469,18 +644,18 @@ FIXTURE_SETUP(page_granule_reclaim_zswap)
 	granule_thp_never();
 	if (!granule_cg_create(&self->cg))
 		SKIP(return, GRANULE_CG_REMEDY);
-	if (variant->file && !granule_swap_to_file()) {
-		granule_swap_to_found();
+	if (variant->file && !swap_to_file()) {
 		granule_cg_remove(&self->cg);
-		SKIP(return, GRANULE_SWAP_FILE_REMEDY);
+		SKIP(return, SWAP_FILE_REMEDY);
 	}
-	if (granule_meminfo_kb("SwapFree") < 64 << 10) {
+	if (!granule_have_swap(NULL)) {
+		swap_to_found();
 		granule_cg_remove(&self->cg);
 		SKIP(return, GRANULE_SWAP_REMEDY);
 	}
 	if (granule_write(ZSWAP "enabled", "Y") ||
 	    granule_write(ZSWAP "max_pool_percent", "50")) {
-		granule_swap_to_found();
+		swap_to_found();
 		granule_cg_remove(&self->cg);
 		SKIP(return, "no zswap: build the kernel with CONFIG_ZSWAP=y");
 	}
@@ -489,7 +664,7 @@ FIXTURE_SETUP(page_granule_reclaim_zswap)
 FIXTURE_TEARDOWN(page_granule_reclaim_zswap)
 {
 	granule_write(ZSWAP "enabled", "N");
-	granule_swap_to_found();
+	swap_to_found();
 	granule_cg_remove(&self->cg);
 }
 
@@ -507,6 +682,7 @@ static void fill_half(char *area)
 /* The charge after memory was swapped out and read again, in kB. */
 static long charged_after_reading(struct granule_cg *cg, enum granule_kind kind)
 {
+	const long enough = ZSWAP_LEN / 1024 * 9 / 10;
 	int status, i;
 	pid_t pid;
 
@@ -518,17 +694,18 @@ static long charged_after_reading(struct granule_cg *cg, enum granule_kind kind)
 		if (!area)
 			_exit(1);
 		fill_half(area);
-		for (i = 0; i < 20 && out < (long)(ZSWAP_LEN / 1024) * 9 / 10; i++) {
+		for (i = 0; i < 20 && out < enough; i++) {
 			madvise(area, ZSWAP_LEN, MADV_PAGEOUT);
+			usleep(10 * 1000);
 			out = granule_status_kb(getpid(), "VmSwap:");
 		}
-		if (i == 20)
+		if (out < enough)
 			_exit(3);
 		force_read_pages(area, ZSWAP_LEN / BASE_SIZE, BASE_SIZE);
-		/* Frees of swap slots are batched. */
-		usleep(500 * 1000);
+		if (!granule_invariants_hold())
+			_exit(4);
 		/* By exit status: in steps of 256 KiB, up to 47 MiB. */
-		_exit(64 + granule_cg_read(cg->dir, "memory.current", NULL) / (256 * 1024));
+		_exit(64 + granule_cg_settled(cg->dir, false) / 256);
 	}
 	if (waitpid(pid, &status, 0) != pid || !WIFEXITED(status) || WEXITSTATUS(status) < 64)
 		return -1;
@@ -601,7 +778,7 @@ FIXTURE_TEARDOWN(page_granule_reclaim_scarce)
 /*
  * Assert that faults populate single pages, and that these become a run later.
  */
-TEST_F(page_granule_reclaim_scarce, fault)
+TEST_F_TIMEOUT(page_granule_reclaim_scarce, fault, 120)
 {
 	unsigned long i;
 
@@ -617,16 +794,11 @@ TEST_F(page_granule_reclaim_scarce, fault)
 		EXPECT_GE(granule_until_whole(self->pagemap, nth(self->area, i), 10), 0);
 }
 
+#define SCARCE_PAGES	(SCARCE_GRANULES * GRANULE_NR_PAGES)
+
 static unsigned long area_on(char *area, int node)
 {
-	int status[SCARCE_GRANULES * GRANULE_NR_PAGES];
-	unsigned long i, here = 0;
-
-	if (granule_move_pages(area, ARRAY_SIZE(status), NULL, status))
-		return ULONG_MAX;
-	for (i = 0; i < ARRAY_SIZE(status); i++)
-		here += status[i] == node;
-	return here;
+	return granule_pages_on(area, SCARCE_PAGES, node, NULL);
 }
 
 /* Populate the area on node 0, in whole granules. */
@@ -637,7 +809,7 @@ static bool populate_on_node0(char *area, int pagemap)
 	granule_fill(area, SCARCE_LEN, 1);
 	return !granule_bind_to(-1) &&
 	       granule_count(pagemap, area, SCARCE_LEN, GRANULE_WHOLE) == SCARCE_GRANULES &&
-	       area_on(area, 0) == SCARCE_LEN / BASE_SIZE;
+	       area_on(area, 0) == SCARCE_PAGES;
 }
 
 /*
@@ -646,23 +818,23 @@ static bool populate_on_node0(char *area, int pagemap)
  */
 TEST_F(page_granule_reclaim_scarce, move_pages)
 {
-	int nodes[SCARCE_GRANULES * GRANULE_NR_PAGES], status[ARRAY_SIZE(nodes)];
+	int nodes[SCARCE_PAGES], status[SCARCE_PAGES];
 	unsigned long i;
 	long ret;
 
 	if (!granule_two_nodes())
 		SKIP(return, GRANULE_NODES_REMEDY);
 	ASSERT_TRUE(populate_on_node0(self->area, self->pagemap));
-	for (i = 0; i < ARRAY_SIZE(nodes); i++)
+	for (i = 0; i < SCARCE_PAGES; i++)
 		nodes[i] = 1;
 	granule_fail_order4(true);
-	ret = granule_move_pages(self->area, ARRAY_SIZE(nodes), nodes, status);
+	ret = granule_move_pages(self->area, SCARCE_PAGES, nodes, status);
 	granule_fail_order4(false);
 	EXPECT_EQ(ret, 0);
-	EXPECT_EQ(area_on(self->area, 1), ARRAY_SIZE(nodes));
+	EXPECT_EQ(area_on(self->area, 1), SCARCE_PAGES);
 	EXPECT_TRUE(granule_check(self->area, SCARCE_LEN, 1));
 	EXPECT_EQ(granule_present_pages(self->pagemap, self->area, SCARCE_LEN),
-		  ARRAY_SIZE(nodes));
+		  SCARCE_PAGES);
 }
 
 /* Assert that mbind() moves all pages of the range, one by one if need be. */
@@ -679,7 +851,7 @@ TEST_F(page_granule_reclaim_scarce, mbind)
 		      8 * sizeof(mask), MPOL_MF_MOVE | MPOL_MF_STRICT);
 	granule_fail_order4(false);
 	EXPECT_EQ(ret, 0);
-	EXPECT_EQ(area_on(self->area, 1), SCARCE_LEN / BASE_SIZE);
+	EXPECT_EQ(area_on(self->area, 1), SCARCE_PAGES);
 	EXPECT_TRUE(granule_check(self->area, SCARCE_LEN, 1));
 }
 
@@ -689,6 +861,6 @@ int main(int argc, char **argv)
 	granule_save_settings();
 	granule_save_setting(ZSWAP "enabled");
 	granule_save_setting(ZSWAP "max_pool_percent");
-	granule_create_swap_file();
+	create_swap_file();
 	return test_harness_run(argc, argv);
 }

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Page granule: repair. As soon as there is memory, the kernel forms runs that
- * it could not form before, and runs that were broken. Repair leaves pinned,
- * locked, placed and given-back pages alone, and its budget is bounded.
+ * Page granule: what happens where there is no memory for a folio, and repair.
+ * Faults, copies and migration then fall back to single pages. As soon as there
+ * is memory, the kernel forms runs that it could not form before, and runs that
+ * were broken. Repair leaves pinned, locked, placed and given-back pages alone,
+ * and its budget is bounded.
  */
 #define _GNU_SOURCE
 #include "kselftest_harness.h"
 #include <asm-generic/mman.h> /* Force the import of the tools version. */
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -54,16 +55,25 @@ FIXTURE_VARIANT_ADD(page_granule_repair_fallback, default_tagged)
 	.kind = GRANULE_DEFAULT,
 };
 
+/* Fault injection needs debugfs, so that there is the switch of repair, too. */
+static void prepare(struct __test_metadata *_metadata, struct mem *mem,
+		    enum granule_kind kind, struct granule_fail *fail)
+{
+	ASSERT_TRUE(mem_create(mem, kind));
+	mem_fill(mem, 1);
+	if (!granule_fail_prepare(fail))
+		SKIP(return, GRANULE_FAIL_REMEDY);
+	ASSERT_TRUE(granule_repair(false));
+}
+
 FIXTURE_SETUP(page_granule_repair_fallback)
 {
-	ASSERT_TRUE(mem_create(&self->mem, variant->kind));
-	mem_fill(&self->mem, 1);
-	if (!granule_fail_prepare(&self->fail))
-		SKIP(return, GRANULE_FAIL_REMEDY);
+	prepare(_metadata, &self->mem, variant->kind, &self->fail);
 }
 
 FIXTURE_TEARDOWN(page_granule_repair_fallback)
 {
+	granule_repair(false);
 	EXPECT_TRUE(granule_invariants_hold());
 	granule_fail_restore(&self->fail);
 }
@@ -78,6 +88,7 @@ TEST_F(page_granule_repair_fallback, cow)
 	ASSERT_TRUE(peer_fork(&self->peer, mem));
 	if (!self->peer.pid) {
 		long faults;
+		pid_t pid;
 
 		granule_fail_order4(true);
 		faults = mem_write(mem, 2);
@@ -89,12 +100,14 @@ TEST_F(page_granule_repair_fallback, cow)
 		EXPECT_EQ(granule_rss_kb(mem->area, mem_len(mem)), mem_len(mem) / 1024);
 
 		/* A fork of single pages, too. */
-		if (!fork()) {
+		pid = mem_fork(mem);
+		ASSERT_GE(pid, 0);
+		if (!pid) {
 			mem_write(mem, 4);
 			EXPECT_PRESENT(mem);
 			_exit(0);
 		}
-		wait(NULL);
+		EXPECT_TRUE(granule_child_ends(pid));
 		EXPECT_PRESENT(mem);
 		mem_write_pages(mem, 5);
 		EXPECT_PRESENT(mem);
@@ -207,10 +220,11 @@ TEST_F(page_granule_repair_fallback, swap_in)
 }
 
 /* Assert that repair makes a granule whole once all its pages have come in. */
-TEST_F(page_granule_repair_fallback, swap_in_repair)
+TEST_F_TIMEOUT(page_granule_repair_fallback, swap_in_repair, 60)
 {
 	struct mem *mem = &self->mem;
 	struct granule_swaps swaps;
+	char *control;
 
 	if (!granule_have_swap(&swaps))
 		SKIP(return, GRANULE_SWAP_REMEDY);
@@ -218,121 +232,17 @@ TEST_F(page_granule_repair_fallback, swap_in_repair)
 	granule_fail_order4(true);
 	mem_read(mem);
 	granule_fail_order4(false);
-	if (!granule_repair(true))
-		SKIP(return, REPAIR_REMEDY);
+	control = mem_single_granule(mem);
+	ASSERT_NE(control, NULL);
+	ASSERT_TRUE(granule_repair(true));
+	EXPECT_GE(granule_until_whole(mem->pagemap, control, REPAIR_SECONDS), 0);
 	/* Repair brings nothing in from swap. */
 	if (!strncmp(swaps.path, "/dev/zram", 9)) {
-		EXPECT_FALSE(mem_wait_whole(mem, 1));
+		EXPECT_EQ(mem_whole(mem), 0);
 		EXPECT_EQ(mem_present(mem), mem->nr);
 	}
 	mem_write_pages(mem, 2);
-	EXPECT_TRUE(mem_wait_whole(mem, 20));
-	EXPECT_INTACT(mem);
-	granule_repair(false);
-}
-
-/*
- * Assert that a larger folio with some granules cut moves or stays. Migration
- * splits it as it splits any folio that it finds no memory for.
- */
-TEST_F(page_granule_repair_fallback, move_cut_folio)
-{
-	const unsigned int order = 6, step = 4;
-	struct mem *mem = &self->mem;
-	unsigned long i;
-
-	if (variant->kind != GRANULE_DEFAULT)
-		SKIP(return, "a contract granule cannot be cut: see default_tagged");
-	if (!(thp_supported_orders() & (1UL << order)))
-		SKIP(return, "no 256 KiB mTHP: set CONFIG_TRANSPARENT_HUGEPAGE");
-	if (!granule_two_nodes())
-		SKIP(return, GRANULE_NODES_REMEDY);
-	ASSERT_TRUE(mem_renew(mem));
-	granule_thp_order(order);
-	mem_fill(mem, 1);
-	granule_thp_never();
-	for (i = 1; i < mem->nr; i += step) {
-		ASSERT_EQ(madvise(nth(mem->area, i) + BASE_SIZE, BASE_SIZE, MADV_DONTNEED), 0);
-		memset(nth(mem->model, i) + BASE_SIZE, 0, BASE_SIZE);
-	}
-	granule_fail_order4(true);
-	move_to_node(mem, 1);
-	move_to_node(mem, 0);
-	granule_fail_order4(false);
-	EXPECT_EQ(mem_diff(mem), NO_DIFF);
-	mem_write_pages(mem, 2);
-	EXPECT_PRESENT(mem);
-}
-
-/*
- * Assert that MADV_FREE never leaves a part of a contract granule. Half of the
- * granules are single pages, every other one of which is swapped out.
- */
-TEST_F(page_granule_repair_fallback, madv_free)
-{
-	struct mem *mem = &self->mem;
-	char cgroup[PATH_MAX + 32], root[PATH_MAX];
-	unsigned long i, filled, partial = 0, gone = 0;
-	struct granule_swaps swaps;
-
-	if (variant->kind != GRANULE_CONTRACT)
-		SKIP(return, "4 KiB advice is legal there: see contract");
-	if (!granule_have_swap(&swaps))
-		SKIP(return, GRANULE_SWAP_REMEDY);
-	if (!join_cgroup(root, cgroup, sizeof(cgroup)))
-		SKIP(return, CGROUP_REMEDY);
-	ASSERT_TRUE(mem_renew(mem));
-	for (i = 0; i < mem->nr; i++) {
-		granule_fail_order4(i & 1);
-		memset(nth(mem->area, i), 1, GRANULE_SIZE);
-	}
-	granule_fail_order4(false);
-	EXPECT_EQ(mem_whole(mem), mem->nr / 2);
-	/* Memory beyond the limit goes out, single pages as such. */
-	granule_cg_write(cgroup, "memory.reclaim", "512K swappiness=max");
-	ASSERT_EQ(madvise(mem->area, mem_len(mem), MADV_FREE), 0);
-	EXPECT_TRUE(granule_invariants_hold());
-	granule_cg_write(cgroup, "memory.reclaim", "4M swappiness=0");
-	for (i = 0; i < mem->nr; i++) {
-		filled = granule_filled(mem->pagemap, nth(mem->area, i));
-		partial += filled && filled != GRANULE_NR_PAGES;
-		gone += !filled;
-	}
-	EXPECT_EQ(partial, 0);
-	EXPECT_GT(gone, 0);
-	granule_cg_write(root, "cgroup.procs", "0");
-	rmdir(cgroup);
-}
-
-/*
- * Assert that granules come back whole whatever the order and place of their
- * swap slots.
- */
-TEST_F(page_granule_repair_fallback, scattered_slots)
-{
-	struct mem *mem = &self->mem;
-	unsigned long i, odd;
-	struct granule_swaps swaps;
-
-	if (!granule_have_swap(&swaps))
-		SKIP(return, GRANULE_SWAP_REMEDY);
-	if (variant->kind == GRANULE_CONTRACT)
-		SKIP(return, "a contract granule cannot be cut: see default_tagged");
-	ASSERT_TRUE(mem_renew(mem));
-	granule_fail_order4(true);
-	mem_fill(mem, 2);
-	granule_fail_order4(false);
-	ASSERT_EQ(mem_whole(mem), 0);
-	for (odd = 0; odd < 2; odd++) {
-		for (i = odd; i < mem_pages(mem); i += 2)
-			ASSERT_EQ(madvise(mem->area + i * BASE_SIZE, BASE_SIZE, MADV_PAGEOUT),
-				  0);
-	}
-	ASSERT_TRUE(mem_page_out(mem));
-	lru_settle();
-	mem_read(mem);
-	EXPECT_INTACT(mem);
-	mem_write_pages(mem, 3);
+	EXPECT_TRUE(mem_wait_whole(mem, REPAIR_SECONDS));
 	EXPECT_INTACT(mem);
 }
 
@@ -340,7 +250,7 @@ TEST_F(page_granule_repair_fallback, scattered_slots)
  * Assert that repair makes granules of single pages whole soon after there is
  * memory, and no sooner, however they came to be of single pages.
  */
-TEST_F(page_granule_repair_fallback, repair)
+TEST_F_TIMEOUT(page_granule_repair_fallback, repair, 60)
 {
 	unsigned long repaired = granule_vmstat("granule_repair");
 	struct mem *mem = &self->mem;
@@ -350,9 +260,8 @@ TEST_F(page_granule_repair_fallback, repair)
 	mem_fill(mem, 2);
 	granule_fail_order4(false);
 	ASSERT_EQ(mem_whole(mem), 0);
-	if (!granule_repair(true))
-		SKIP(return, REPAIR_REMEDY);
-	EXPECT_TRUE(mem_wait_whole(mem, 20));
+	ASSERT_TRUE(granule_repair(true));
+	EXPECT_TRUE(mem_wait_whole(mem, REPAIR_SECONDS));
 	EXPECT_INTACT(mem);
 	EXPECT_EQ(granule_vmstat("granule_repair") - repaired, mem->nr);
 	EXPECT_EQ(granule_rss_kb(mem->area, mem_len(mem)), mem_len(mem) / 1024);
@@ -366,7 +275,7 @@ TEST_F(page_granule_repair_fallback, repair)
 		granule_fail_order4(false);
 		EXPECT_EQ(mem_whole(mem), 0);
 		granule_repair(true);
-		EXPECT_TRUE(mem_wait_whole(mem, 20));
+		EXPECT_TRUE(mem_wait_whole(mem, REPAIR_SECONDS));
 		EXPECT_INTACT(mem);
 		mem_write_pages(mem, 4);
 		EXPECT_INTACT(mem);
@@ -374,46 +283,23 @@ TEST_F(page_granule_repair_fallback, repair)
 	}
 	EXPECT_TRUE(peer_end(&self->peer));
 	EXPECT_INTACT(mem);
-	granule_repair(false);
 }
 
 /*
- * Assert that repair makes a granule whole again once the program has filled
- * the hole that it made.
+ * Assert that repair leaves pinned pages in place until they are unpinned: one
+ * that a device may write to, and one in a pipe.
  */
-TEST_F(page_granule_repair_fallback, repair_filled)
-{
-	struct mem *mem = &self->mem;
-	unsigned long i;
-
-	if (variant->kind == GRANULE_CONTRACT)
-		SKIP(return, "a contract granule cannot be cut: see default_tagged");
-	for (i = 0; i < mem->nr; i++) {
-		char *page = byte_of(mem->area, i);
-
-		page -= (unsigned long)page % BASE_SIZE;
-		ASSERT_EQ(madvise(page, BASE_SIZE, MADV_DONTNEED), 0);
-		memset(mem->model + (page - mem->area), 0, BASE_SIZE);
-	}
-	EXPECT_EQ(mem_whole(mem), 0);
-	if (!granule_repair(true))
-		SKIP(return, REPAIR_REMEDY);
-	/* An empty page is left empty. */
-	EXPECT_FALSE(mem_wait_whole(mem, 2));
-	EXPECT_EQ(mem_present(mem), mem_pages(mem) - mem->nr);
-	mem_write_pages(mem, 5);
-	EXPECT_TRUE(mem_wait_whole(mem, 20));
-	EXPECT_INTACT(mem);
-	granule_repair(false);
-}
-
-/* Assert that repair leaves pinned pages in place until they are unpinned. */
-TEST_F(page_granule_repair_fallback, repair_pinned)
+TEST_F_TIMEOUT(page_granule_repair_fallback, repair_pinned, 60)
 {
 	const unsigned int flags = PIN_LONGTERM_TEST_FLAG_USE_WRITE;
 	const unsigned long pinned = GRANULE_NR_PAGES + 2;
+	const unsigned long piped = 3 * GRANULE_NR_PAGES + 15;
 	struct mem *mem = &self->mem;
+	struct iovec iov = { page_at(mem->area, piped), BASE_SIZE };
 	int gup = open(GUP_TEST, O_RDWR);
+	char seen[BASE_SIZE];
+	unsigned long i;
+	int fds[2];
 
 	if (gup < 0)
 		SKIP(return, GRANULE_GUP_REMEDY);
@@ -423,17 +309,27 @@ TEST_F(page_granule_repair_fallback, repair_pinned)
 	granule_fail_order4(false);
 	mem_pfns(mem, self->pfns);
 	ASSERT_EQ(pin(gup, mem, pinned, pinned + 1, flags), 0);
-	if (!granule_repair(true))
-		SKIP(return, REPAIR_REMEDY);
-	EXPECT_FALSE(mem_wait_whole(mem, 3));
-	EXPECT_EQ(mem_whole(mem), mem->nr - 1);
+	ASSERT_EQ(pipe(fds), 0);
+	ASSERT_EQ(vmsplice(fds[1], &iov, 1, 0), (ssize_t)BASE_SIZE);
+	ASSERT_TRUE(granule_repair(true));
+	/* As soon as the last is whole, repair has tried those before. */
+	for (i = 0; i < mem->nr; i++) {
+		if (i != pinned / GRANULE_NR_PAGES && i != piped / GRANULE_NR_PAGES)
+			EXPECT_GE(granule_until_whole(mem->pagemap, nth(mem->area, i),
+						      REPAIR_SECONDS), 0);
+	}
+	EXPECT_EQ(mem_whole(mem), mem->nr - 2);
 	EXPECT_EQ(mem_moved(mem, self->pfns, GRANULE_NR_PAGES, 2 * GRANULE_NR_PAGES), 0);
+	EXPECT_EQ(mem_moved(mem, self->pfns, 3 * GRANULE_NR_PAGES, 4 * GRANULE_NR_PAGES), 0);
 	mem_write_pages(mem, 3);
 	EXPECT_TRUE(pin_sees(gup, mem, pinned, pinned + 1));
 	ASSERT_EQ(ioctl(gup, PIN_LONGTERM_TEST_STOP), 0);
-	EXPECT_TRUE(mem_wait_whole(mem, 20));
+	ASSERT_EQ(read(fds[0], seen, sizeof(seen)), (ssize_t)sizeof(seen));
+	EXPECT_EQ(memcmp(seen, page_at(mem->model, piped), sizeof(seen)), 0);
+	close(fds[0]);
+	close(fds[1]);
+	EXPECT_TRUE(mem_wait_whole(mem, REPAIR_SECONDS));
 	EXPECT_INTACT(mem);
-	granule_repair(false);
 	close(gup);
 }
 
@@ -492,61 +388,194 @@ TEST_F(page_granule_repair_fallback, repair_on_demand_pinned)
 }
 
 /*
- * Assert that MADV_COLLAPSE fills no holes: neither pages that were given back
- * nor zeroes that were read there since. It does not fail for a granule that
- * cannot be whole.
+ * Assert that repair leaves locked memory in place, and that MADV_COLLAPSE
+ * moves it on request. The last granule is not locked.
  */
-TEST_F(page_granule_repair_fallback, repair_on_demand_holes)
+TEST_F_TIMEOUT(page_granule_repair_fallback, repair_locked, 60)
 {
 	struct mem *mem = &self->mem;
-	unsigned long present, i;
-
-	if (variant->kind == GRANULE_CONTRACT)
-		SKIP(return, "a contract granule cannot be cut: see default_tagged");
-	for (i = 0; i < mem->nr; i += 2) {
-		char *hole = nth(mem->area, i) + i % GRANULE_NR_PAGES * BASE_SIZE;
-
-		ASSERT_EQ(madvise(hole, BASE_SIZE, MADV_DONTNEED), 0);
-		memset(mem->model + (hole - mem->area), 0, BASE_SIZE);
-		if (i & 2)
-			FORCE_READ(*hole);
-	}
-	present = mem_present(mem);
-	EXPECT_EQ(present, mem_pages(mem) - mem->nr / 4);
-	EXPECT_EQ(madvise(mem->area, mem_len(mem), MADV_COLLAPSE), 0);
-	EXPECT_EQ(mem_present(mem), present);
-	EXPECT_EQ(mem_whole(mem), mem->nr / 2);
-	EXPECT_EQ(granule_rss_kb(mem->area, mem_len(mem)),
-		  (mem_pages(mem) - mem->nr / 2) * BASE_SIZE / 1024);
-	EXPECT_EQ(mem_diff(mem), NO_DIFF);
-}
-
-/*
- * Assert that repair leaves locked memory in place if
- * vm.compact_unevictable_allowed is 0, and that MADV_COLLAPSE moves it on
- * request.
- */
-TEST_F(page_granule_repair_fallback, repair_locked)
-{
-	struct mem *mem = &self->mem;
+	const unsigned long locked = mem->nr - 1;
+	const size_t len = locked * GRANULE_SIZE;
 
 	ASSERT_TRUE(mem_renew(mem));
 	granule_fail_order4(true);
 	mem_fill(mem, 2);
 	granule_fail_order4(false);
-	ASSERT_EQ(mlock(mem->area, mem_len(mem)), 0);
+	ASSERT_EQ(mlock(mem->area, len), 0);
 	mem_pfns(mem, self->pfns);
-	if (!granule_repair(true))
-		SKIP(return, REPAIR_REMEDY);
-	EXPECT_FALSE(mem_wait_whole(mem, 2));
-	EXPECT_EQ(mem_moved(mem, self->pfns, 0, mem_pages(mem)), 0);
-	granule_repair(false);
+	ASSERT_TRUE(granule_repair(true));
+	EXPECT_GE(granule_until_whole(mem->pagemap, nth(mem->area, locked), REPAIR_SECONDS), 0);
+	EXPECT_EQ(mem_moved(mem, self->pfns, 0, locked * GRANULE_NR_PAGES), 0);
+	ASSERT_TRUE(granule_repair(false));
+	EXPECT_EQ(mem_whole(mem), 1);
 	EXPECT_EQ(mem_collapse(mem), 0);
 	EXPECT_INTACT(mem);
-	EXPECT_EQ(munlock(mem->area, mem_len(mem)), 0);
+	EXPECT_EQ(munlock(mem->area, len), 0);
 }
 
-#define COMPACT_UNEVICTABLE	"/proc/sys/vm/compact_unevictable_allowed"
+/* What only default-tagged memory allows: a granule that is cut. */
+FIXTURE(page_granule_repair_cut)
+{
+	struct granule_fail fail;
+	struct mem mem;
+};
+
+FIXTURE_SETUP(page_granule_repair_cut)
+{
+	prepare(_metadata, &self->mem, GRANULE_DEFAULT, &self->fail);
+}
+
+FIXTURE_TEARDOWN(page_granule_repair_cut)
+{
+	granule_repair(false);
+	EXPECT_TRUE(granule_invariants_hold());
+	granule_fail_restore(&self->fail);
+}
+
+/*
+ * Assert that a larger folio with some granules cut moves or stays. Migration
+ * splits it as it splits any folio that it finds no memory for.
+ */
+TEST_F(page_granule_repair_cut, move_cut_folio)
+{
+	const unsigned int order = 6, step = 4;
+	struct mem *mem = &self->mem;
+	unsigned long i;
+
+	if (!(thp_supported_orders() & (1UL << order)))
+		SKIP(return, "no 256 KiB mTHP: set CONFIG_TRANSPARENT_HUGEPAGE");
+	if (!granule_two_nodes())
+		SKIP(return, GRANULE_NODES_REMEDY);
+	ASSERT_TRUE(mem_renew(mem));
+	granule_thp_order(order);
+	mem_fill(mem, 1);
+	granule_thp_never();
+	for (i = 1; i < mem->nr; i += step) {
+		ASSERT_EQ(madvise(nth(mem->area, i) + BASE_SIZE, BASE_SIZE, MADV_DONTNEED), 0);
+		memset(nth(mem->model, i) + BASE_SIZE, 0, BASE_SIZE);
+	}
+	granule_fail_order4(true);
+	move_to_node(mem, 1);
+	move_to_node(mem, 0);
+	granule_fail_order4(false);
+	EXPECT_EQ(mem_diff(mem), NO_DIFF);
+	mem_write_pages(mem, 2);
+	EXPECT_PRESENT(mem);
+}
+
+/*
+ * Assert that granules come back whole whatever the order and place of their
+ * swap slots.
+ */
+TEST_F(page_granule_repair_cut, scattered_slots)
+{
+	struct mem *mem = &self->mem;
+	unsigned long i, odd;
+
+	if (!granule_have_swap(NULL))
+		SKIP(return, GRANULE_SWAP_REMEDY);
+	ASSERT_TRUE(mem_renew(mem));
+	granule_fail_order4(true);
+	mem_fill(mem, 2);
+	granule_fail_order4(false);
+	ASSERT_EQ(mem_whole(mem), 0);
+	for (odd = 0; odd < 2; odd++) {
+		for (i = odd; i < mem_pages(mem); i += 2)
+			ASSERT_EQ(madvise(mem->area + i * BASE_SIZE, BASE_SIZE, MADV_PAGEOUT),
+				  0);
+	}
+	ASSERT_TRUE(mem_page_out(mem));
+	lru_settle();
+	mem_read(mem);
+	EXPECT_INTACT(mem);
+	mem_write_pages(mem, 3);
+	EXPECT_INTACT(mem);
+}
+
+/*
+ * Assert that repair makes a granule whole again once the program has filled
+ * the hole that it made.
+ */
+TEST_F_TIMEOUT(page_granule_repair_cut, repair_filled, 60)
+{
+	struct mem *mem = &self->mem;
+	const unsigned long cut = mem->nr - 1;
+	char *control = nth(mem->area, cut);
+	unsigned long i;
+
+	for (i = 0; i < cut; i++) {
+		char *page = byte_of(mem->area, i);
+
+		page -= (unsigned long)page % BASE_SIZE;
+		ASSERT_EQ(madvise(page, BASE_SIZE, MADV_DONTNEED), 0);
+		memset(mem->model + (page - mem->area), 0, BASE_SIZE);
+	}
+	ASSERT_TRUE(granule_break(control, 3));
+	memcpy(nth(mem->model, cut), control, GRANULE_SIZE);
+	EXPECT_EQ(mem_whole(mem), 0);
+	ASSERT_TRUE(granule_repair(true));
+	/* An empty page is left empty. */
+	EXPECT_GE(granule_until_whole(mem->pagemap, control, REPAIR_SECONDS), 0);
+	EXPECT_EQ(mem_whole(mem), 1);
+	EXPECT_EQ(mem_present(mem), mem_pages(mem) - cut);
+	mem_write_pages(mem, 5);
+	EXPECT_TRUE(mem_wait_whole(mem, REPAIR_SECONDS));
+	EXPECT_INTACT(mem);
+}
+
+/* What only a contract promises: there is never a part of a granule. */
+FIXTURE(page_granule_repair_contract)
+{
+	struct granule_fail fail;
+	struct mem mem;
+	struct granule_cg cg;
+};
+
+FIXTURE_SETUP(page_granule_repair_contract)
+{
+	prepare(_metadata, &self->mem, GRANULE_CONTRACT, &self->fail);
+}
+
+FIXTURE_TEARDOWN(page_granule_repair_contract)
+{
+	EXPECT_TRUE(granule_invariants_hold());
+	granule_cg_remove(&self->cg);
+	granule_fail_restore(&self->fail);
+}
+
+/*
+ * Assert that MADV_FREE never leaves a part of a contract granule. Half of the
+ * granules are single pages, every other one of which is swapped out.
+ */
+TEST_F(page_granule_repair_contract, madv_free)
+{
+	struct mem *mem = &self->mem;
+	unsigned long i, filled, partial = 0, gone = 0;
+
+	if (!granule_have_swap(NULL))
+		SKIP(return, GRANULE_SWAP_REMEDY);
+	if (!join_cgroup(&self->cg))
+		SKIP(return, RECLAIM_REMEDY);
+	ASSERT_TRUE(mem_renew(mem));
+	for (i = 0; i < mem->nr; i++) {
+		granule_fail_order4(i & 1);
+		memset(nth(mem->area, i), 1, GRANULE_SIZE);
+	}
+	granule_fail_order4(false);
+	EXPECT_EQ(mem_whole(mem), mem->nr / 2);
+	/* Memory beyond the limit goes out, single pages as such. */
+	granule_cg_write(self->cg.dir, "memory.reclaim", "512K swappiness=max");
+	ASSERT_EQ(madvise(mem->area, mem_len(mem), MADV_FREE), 0);
+	EXPECT_TRUE(granule_invariants_hold());
+	granule_cg_write(self->cg.dir, "memory.reclaim", "4M swappiness=0");
+	for (i = 0; i < mem->nr; i++) {
+		filled = granule_filled(mem->pagemap, nth(mem->area, i));
+		partial += filled && filled != GRANULE_NR_PAGES;
+		gone += !filled;
+	}
+	EXPECT_EQ(partial, 0);
+	EXPECT_GT(gone, 0);
+}
 
 /*
  * Repair. Granules of a default-tagged area are broken in various ways; that
@@ -631,67 +660,27 @@ TEST_F_TIMEOUT(page_granule_repair, holes_stay, 60)
 	EXPECT_EQ(granule_present(self->pagemap, kept), 1);
 	EXPECT_EQ(granule_present(self->pagemap, only), 1);
 
-	/* Asking for runs is not asking for more memory either. */
-	madvise(self->area, FEW_GRANULES * GRANULE_SIZE, MADV_COLLAPSE);
+	/*
+	 * Asking for runs is not asking for more memory either. Granules that
+	 * cannot be whole are no error, and the others stay as they are.
+	 */
+	EXPECT_EQ(madvise(self->area, FEW_GRANULES * GRANULE_SIZE, MADV_COLLAPSE), 0);
 	EXPECT_EQ(granule_rss_kb(self->area, FEW_GRANULES * GRANULE_SIZE), rss);
+	EXPECT_EQ(granule_present(self->pagemap, hole), 15);
+	EXPECT_EQ(granule_zero_pages(self->pagemap, page_at(zero, 5), BASE_SIZE), 1);
+	EXPECT_EQ(granule_count(self->pagemap, self->area, FEW_GRANULES * GRANULE_SIZE,
+				GRANULE_WHOLE), 3);
+	EXPECT_EQ(granule_count(self->pagemap, nth(self->area, 5), 2 * GRANULE_SIZE,
+				GRANULE_WHOLE), 2);
+	EXPECT_TRUE(granule_is_filled(nth(self->area, 5), 2 * GRANULE_SIZE, 1));
+	EXPECT_TRUE(granule_is_filled(page_at(hole, 6), 10 * BASE_SIZE, 1));
+	EXPECT_TRUE(granule_is_filled(page_at(zero, 6), 10 * BASE_SIZE, 1));
+	EXPECT_TRUE(granule_is_filled(page_at(zero, 5), BASE_SIZE, 0));
 }
 
-/* Assert that repair leaves pinned pages in place. */
-TEST_F_TIMEOUT(page_granule_repair, pinned_stays, 60)
+static bool all_on(char *granule, int node)
 {
-	struct iovec iov = { page_at(self->area, 15), BASE_SIZE };
-	unsigned long pfns[GRANULE_NR_PAGES], i;
-	char byte = 0;
-	int fds[2];
-
-	ASSERT_TRUE(granule_break(self->area, 3));
-	ASSERT_EQ(pipe(fds), 0);
-	ASSERT_EQ(vmsplice(fds[1], &iov, 1, 0), (ssize_t)BASE_SIZE);
-	/* It may have been repaired before it was pinned: break it again. */
-	ASSERT_TRUE(granule_break(self->area, 4));
-	for (i = 0; i < GRANULE_NR_PAGES; i++)
-		pfns[i] = granule_pfn(self->pagemap, self->area, i);
-	ASSERT_TRUE(repair_passes(self->pagemap, self->area));
-	EXPECT_EQ(granule_pfn(self->pagemap, self->area, 15), pfns[15]);
-	*page_at(self->area, 15) = 7;
-	ASSERT_EQ(read(fds[0], &byte, 1), 1);
-	EXPECT_EQ(byte, 7);
-}
-
-/* Assert that repair does not move locked memory where compaction must not. */
-TEST_F_TIMEOUT(page_granule_repair, locked_stays, 60)
-{
-	unsigned long pfns[GRANULE_NR_PAGES], i, moved = 0;
-	char *page = page_at(self->area, 3);
-
-	if (granule_write(COMPACT_UNEVICTABLE, "0"))
-		SKIP(return, "no " COMPACT_UNEVICTABLE ": set CONFIG_COMPACTION=y");
-	ASSERT_EQ(mlock(self->area, GRANULE_SIZE), 0);
-	ASSERT_EQ(madvise(page, BASE_SIZE, MADV_DONTNEED_LOCKED), 0);
-	*page = 1;
-	for (i = 0; i < GRANULE_NR_PAGES; i++)
-		pfns[i] = granule_pfn(self->pagemap, self->area, i);
-	ASSERT_TRUE(repair_passes(self->pagemap, self->area));
-	for (i = 0; i < GRANULE_NR_PAGES; i++)
-		moved += granule_pfn(self->pagemap, self->area, i) != pfns[i];
-	EXPECT_EQ(moved, 0);
-	EXPECT_EQ(granule_write(COMPACT_UNEVICTABLE, "1"), 0);
-}
-
-/* How many pages are memory, and how many of these are on @node? */
-static unsigned long pages_on(char *granule, int node, unsigned long *memory)
-{
-	unsigned long i, here = 0;
-	int status[GRANULE_NR_PAGES];
-
-	*memory = 0;
-	if (granule_move_pages(granule, GRANULE_NR_PAGES, NULL, status))
-		return ULONG_MAX;
-	for (i = 0; i < GRANULE_NR_PAGES; i++) {
-		*memory += status[i] >= 0;
-		here += status[i] == node;
-	}
-	return here;
+	return granule_pages_on(granule, GRANULE_NR_PAGES, node, NULL) == GRANULE_NR_PAGES;
 }
 
 /* Assert that repair allocates on the node that memory is bound to. */
@@ -718,11 +707,11 @@ TEST_F_TIMEOUT(page_granule_repair, bound_stays, 60)
 		ASSERT_TRUE(granule_break(nth(area, 1), 1));
 		ASSERT_TRUE(repair_passes(self->pagemap, area));
 
-		EXPECT_EQ(pages_on(area, node, &memory), memory);
+		EXPECT_EQ(granule_pages_on(area, GRANULE_NR_PAGES, node, &memory), memory);
 		EXPECT_EQ(memory, GRANULE_NR_PAGES - 1);
-		EXPECT_EQ(pages_on(nth(area, 1), node, &memory), GRANULE_NR_PAGES);
+		EXPECT_TRUE(all_on(nth(area, 1), node));
 		EXPECT_EQ(granule_state(self->pagemap, nth(area, 1)), GRANULE_WHOLE);
-		EXPECT_EQ(pages_on(nth(area, CONTROL), node, &memory), GRANULE_NR_PAGES);
+		EXPECT_TRUE(all_on(nth(area, CONTROL), node));
 	}
 	ASSERT_EQ(granule_bind_to(-1), 0);
 }
@@ -733,7 +722,6 @@ TEST_F_TIMEOUT(page_granule_repair, bound_stays, 60)
  */
 TEST_F_TIMEOUT(page_granule_repair, other_node_joins, 60)
 {
-	unsigned long memory;
 	char *area;
 	int node;
 
@@ -748,7 +736,7 @@ TEST_F_TIMEOUT(page_granule_repair, other_node_joins, 60)
 		ASSERT_TRUE(granule_break(area, 3));
 		ASSERT_EQ(granule_bind_to(-1), 0);
 		EXPECT_TRUE(granule_until_whole(self->pagemap, area, REPAIR_LIMIT) >= 0);
-		EXPECT_EQ(pages_on(area, node, &memory), GRANULE_NR_PAGES);
+		EXPECT_TRUE(all_on(area, node));
 	}
 }
 
@@ -756,7 +744,6 @@ TEST_F_TIMEOUT(page_granule_repair, other_node_joins, 60)
 TEST_F_TIMEOUT(page_granule_repair, moved_stays, 60)
 {
 	int to = 1, status = -1;
-	unsigned long memory;
 	char *area;
 
 	if (!granule_two_nodes())
@@ -769,55 +756,9 @@ TEST_F_TIMEOUT(page_granule_repair, moved_stays, 60)
 	ASSERT_EQ(granule_move_pages(page_at(area, 5), 1, &to, &status), 0);
 	EXPECT_EQ(status, to);
 	ASSERT_TRUE(repair_passes(self->pagemap, self->area));
-	EXPECT_EQ(pages_on(area, 0, &memory), GRANULE_NR_PAGES - 1);
+	EXPECT_EQ(granule_pages_on(area, GRANULE_NR_PAGES, 0, NULL), GRANULE_NR_PAGES - 1);
 	ASSERT_EQ(granule_move_pages(page_at(area, 5), 1, NULL, &status), 0);
 	EXPECT_EQ(status, to);
-}
-
-/*
- * Assert that repair leaves a granule alone that wants no huge pages any more.
- */
-TEST_F_TIMEOUT(page_granule_repair, unwanted_stays, 60)
-{
-	char *other = granule_area(GRANULE_DEFAULT, GRANULE_SIZE, 0);
-
-	ASSERT_NE(other, NULL);
-	memset(other, 1, GRANULE_SIZE);
-	ASSERT_EQ(madvise(other, GRANULE_SIZE, MADV_NOHUGEPAGE), 0);
-	ASSERT_TRUE(granule_break(other, 3));
-	ASSERT_TRUE(repair_passes(self->pagemap, self->area));
-	EXPECT_EQ(granule_state(self->pagemap, other), GRANULE_BROKEN);
-	EXPECT_EQ(granule_present(self->pagemap, other), GRANULE_NR_PAGES);
-}
-
-/* CPU time of all kernel threads in seconds, or negative. */
-static double kernel_threads_cpu(void)
-{
-	const long hz = sysconf(_SC_CLK_TCK);
-	unsigned long flags, utime, stime;
-	char path[300], line[512], *rest;
-	unsigned long ticks = 0;
-	struct dirent *entry;
-	DIR *dir;
-
-	dir = opendir("/proc");
-	if (!dir)
-		return -1;
-	while ((entry = readdir(dir))) {
-		if (*entry->d_name < '0' || *entry->d_name > '9')
-			continue;
-		snprintf(path, sizeof(path), "/proc/%s/stat", entry->d_name);
-		if (read_file(path, line, sizeof(line)) <= 0)
-			continue;
-		rest = strrchr(line, ')');
-		if (!rest || sscanf(rest + 2, "%*c %*d %*d %*d %*d %*d %lu %*u %*u %*u %*u %lu %lu",
-				    &flags, &utime, &stime) != 3)
-			continue;
-		if (flags & 0x00200000)		/* PF_KTHREAD */
-			ticks += utime + stime;
-	}
-	closedir(dir);
-	return (double)ticks / hz;
 }
 
 #define ATTACKED		64UL
@@ -863,15 +804,15 @@ static void attack(int ready)
 }
 
 #define VICTIMS		3UL
-#define VICTIM_LIMIT	2.0
+#define VICTIM_LIMIT	30.0
 
 /*
  * Assert that breaking granules in a loop takes no more of the kernel's time
  * than the budget of repair, and does not keep others from being repaired.
  */
-TEST_F_TIMEOUT(page_granule_repair, attack, 120)
+TEST_F_TIMEOUT(page_granule_repair, attack, 180)
 {
-	unsigned long i, repaired = 0;
+	unsigned long i;
 	double cpu, start, seconds;
 	int ready[2], status;
 	char *victims, c;
@@ -895,19 +836,18 @@ TEST_F_TIMEOUT(page_granule_repair, attack, 120)
 	ASSERT_NE(victims, NULL);
 	memset(victims, 1, VICTIMS * GRANULE_SIZE);
 	start = granule_now();
-	cpu = kernel_threads_cpu();
+	cpu = granule_kthread_seconds();
 	for (i = 0; i < VICTIMS; i++) {
 		usleep(2000 * 1000);
 		ASSERT_TRUE(granule_break(nth(victims, i), 3));
-		seconds = granule_until_whole(self->pagemap, nth(victims, i),
-					      2 * VICTIM_LIMIT);
+		seconds = granule_until_whole(self->pagemap, nth(victims, i), VICTIM_LIMIT);
 		ksft_print_msg("victim %lu: repaired after %.2f s\n", i, seconds);
-		repaired += seconds >= 0 && seconds <= VICTIM_LIMIT;
+		EXPECT_GE(seconds, 0);
 	}
 	seconds = ATTACK_SECONDS - (granule_now() - start);
 	if (seconds > 0)
 		usleep(seconds * 1e6);
-	cpu = kernel_threads_cpu() - cpu;
+	cpu = granule_kthread_seconds() - cpu;
 	seconds = granule_now() - start;
 	EXPECT_EQ(waitpid(pid, &status, WNOHANG), 0);
 	granule_kill_idle(pid);
@@ -917,14 +857,11 @@ TEST_F_TIMEOUT(page_granule_repair, attack, 120)
 	 * else.
 	 */
 	EXPECT_LE(cpu, 0.075 * seconds);
-	/* The machine may have had something else to do for one of them. */
-	EXPECT_GE(repaired, VICTIMS - 1);
 }
 
 int main(int argc, char **argv)
 {
 	granule_require();
 	granule_save_settings();
-	granule_save_setting(COMPACT_UNEVICTABLE);
 	return test_harness_run(argc, argv);
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Page granule: shared anonymous memory and System V segments. Their granules
- * are runs of one folio in each process that maps them, and come back from
- * swap.
+ * Page granule: shared anonymous memory, and System V segments, which have no
+ * granules. A granule of shared memory is a run of one folio in each process
+ * that maps it, and comes back from swap.
  */
 #define _GNU_SOURCE
 #include "kselftest_harness.h"
@@ -13,7 +13,6 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/shm.h>
-#include <sys/swap.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -28,10 +27,7 @@ FIXTURE(page_granule_shared)
 	struct granule_fail fail;
 	struct mem mem;
 	struct peer peer;
-	char cgroup[PATH_MAX + 32];
-	char root[PATH_MAX];
-	char dev[32];
-	struct granule_swaps swaps;
+	struct granule_cg cg;
 };
 
 FIXTURE_VARIANT(page_granule_shared)
@@ -49,33 +45,33 @@ FIXTURE_VARIANT_ADD(page_granule_shared, default_tagged)
 	.kind = GRANULE_DEFAULT,
 };
 
+/* Fault injection needs debugfs, so that there is the switch of repair, too. */
+static void prepare(struct __test_metadata *_metadata, struct mem *mem,
+		    enum granule_kind kind, struct granule_cg *cg, struct granule_fail *fail)
+{
+	ASSERT_TRUE(stay_on_cpu());
+	ASSERT_TRUE(mem_create(mem, kind));
+	ASSERT_TRUE(mem_share(mem));
+	if (!granule_fail_prepare(fail))
+		SKIP(return, GRANULE_FAIL_REMEDY);
+	if (!join_cgroup(cg)) {
+		granule_fail_restore(fail);
+		SKIP(return, RECLAIM_REMEDY);
+	}
+	ASSERT_TRUE(granule_repair(false));
+}
+
 FIXTURE_SETUP(page_granule_shared)
 {
-	struct mem *mem = &self->mem;
-
-	ASSERT_TRUE(stay_on_cpu());
-	ASSERT_TRUE(mem_create(mem, variant->kind));
-	if (!join_cgroup(self->root, self->cgroup, sizeof(self->cgroup)))
-		SKIP(return, CGROUP_REMEDY);
-	ASSERT_EQ(granule_mmap(mem->kind, mem->area, mem_len(mem), PROT_RW,
-			       MAP_FIXED | MAP_SHARED), mem->area);
-	if (!granule_fail_prepare(&self->fail))
-		SKIP(return, GRANULE_FAIL_REMEDY);
+	prepare(_metadata, &self->mem, variant->kind, &self->cg, &self->fail);
 }
 
 FIXTURE_TEARDOWN(page_granule_shared)
 {
+	granule_repair(false);
 	EXPECT_TRUE(granule_invariants_hold());
 	granule_fail_restore(&self->fail);
-	if (*self->dev) {
-		swapoff(self->dev);
-		granule_zram_remove(self->dev);
-		EXPECT_EQ(swapon(self->swaps.path, 0), 0);
-	}
-	if (!*self->cgroup)
-		return;
-	granule_cg_write(self->root, "cgroup.procs", "0");
-	rmdir(self->cgroup);
+	granule_cg_remove(&self->cg);
 }
 
 /* Single pages, by a fault each granule. */
@@ -95,7 +91,7 @@ static long mem_fill_single(struct mem *mem, unsigned int seed)
  * Assert that a write populates all of a granule from single pages, that repair
  * soon makes it whole, and that other processes then still see the same memory.
  */
-TEST_F(page_granule_shared, written)
+TEST_F_TIMEOUT(page_granule_shared, written, 60)
 {
 	unsigned long fallback = granule_vmstat("granule_fallback");
 	unsigned long repaired = granule_vmstat("granule_repair");
@@ -108,9 +104,8 @@ TEST_F(page_granule_shared, written)
 	EXPECT_EQ(mem_whole(mem), 0);
 	EXPECT_PRESENT(mem);
 
-	if (!granule_repair(true))
-		SKIP(return, REPAIR_REMEDY);
-	EXPECT_TRUE(mem_wait_whole(mem, 20));
+	ASSERT_TRUE(granule_repair(true));
+	EXPECT_TRUE(mem_wait_whole(mem, REPAIR_SECONDS));
 	granule_repair(false);
 	EXPECT_INTACT(mem);
 	EXPECT_EQ(granule_vmstat("granule_repair") - repaired, mem->nr);
@@ -131,12 +126,38 @@ TEST_F(page_granule_shared, written)
 }
 
 /*
+ * Assert that a read populates all of a granule from single pages, and that a
+ * write then takes no more faults.
+ */
+TEST_F(page_granule_shared, read)
+{
+	struct mem *mem = &self->mem;
+	long faults = minor_faults();
+
+	granule_fail_order4(true);
+	mem_read(mem);
+	faults = minor_faults() - faults;
+	EXPECT_FAULTS(faults, mem->nr);
+	EXPECT_EQ(mem_whole(mem), 0);
+	EXPECT_PRESENT(mem);
+	EXPECT_LE(mem_write_pages(mem, 1), FAULT_SLACK);
+	granule_fail_order4(false);
+	EXPECT_PRESENT(mem);
+	EXPECT_EQ(madvise(nth(mem->area, 1), 2 * GRANULE_SIZE, MADV_COLLAPSE), 0);
+	EXPECT_EQ(mem_whole(mem), 2);
+	EXPECT_EQ(madvise(mem->area, mem_len(mem), MADV_COLLAPSE), 0);
+	EXPECT_INTACT(mem);
+}
+
+/*
  * Assert that repair takes nothing from another process that maps the same
  * pages. MADV_COLLAPSE does on request, and maps them again as a whole.
  */
-TEST_F(page_granule_shared, mapped_by_others)
+TEST_F_TIMEOUT(page_granule_shared, mapped_by_others, 60)
 {
 	struct mem *mem = &self->mem;
+	char *control;
+	int i;
 
 	mem_fill_single(mem, 1);
 	ASSERT_TRUE(peer_fork(&self->peer, mem));
@@ -161,9 +182,13 @@ TEST_F(page_granule_shared, mapped_by_others)
 		_exit(0);
 	}
 	ASSERT_TRUE(peer_wait(&self->peer));
-	if (!granule_repair(true))
-		SKIP(return, REPAIR_REMEDY);
-	EXPECT_FALSE(mem_wait_whole(mem, 2));
+	/* The second time the child has had its turn for sure. */
+	for (i = 0; i < 2; i++) {
+		control = mem_single_granule(mem);
+		ASSERT_NE(control, NULL);
+		ASSERT_TRUE(granule_repair(true));
+		EXPECT_GE(granule_until_whole(mem->pagemap, control, REPAIR_SECONDS), 0);
+	}
 	granule_repair(false);
 	EXPECT_EQ(mem_whole(mem), 0);
 	ASSERT_TRUE(peer_switch(&self->peer));
@@ -176,27 +201,6 @@ TEST_F(page_granule_shared, mapped_by_others)
 	EXPECT_INTACT(mem);
 }
 
-/* Assert the same for a read, and that a write then takes no more faults. */
-TEST_F(page_granule_shared, read)
-{
-	struct mem *mem = &self->mem;
-	long faults = minor_faults();
-
-	granule_fail_order4(true);
-	mem_read(mem);
-	faults = minor_faults() - faults;
-	EXPECT_FAULTS(faults, mem->nr);
-	EXPECT_EQ(mem_whole(mem), 0);
-	EXPECT_PRESENT(mem);
-	EXPECT_LE(mem_write_pages(mem, 1), FAULT_SLACK);
-	granule_fail_order4(false);
-	EXPECT_PRESENT(mem);
-	EXPECT_EQ(madvise(nth(mem->area, 1), 2 * GRANULE_SIZE, MADV_COLLAPSE), 0);
-	EXPECT_EQ(mem_whole(mem), 2);
-	EXPECT_EQ(madvise(mem->area, mem_len(mem), MADV_COLLAPSE), 0);
-	EXPECT_INTACT(mem);
-}
-
 /* Assert that single pages that were swapped out come back as a whole. */
 TEST_F(page_granule_shared, scattered_slots)
 {
@@ -204,10 +208,10 @@ TEST_F(page_granule_shared, scattered_slots)
 	struct mem *mem = &self->mem;
 	long faults;
 
-	if (!granule_have_swap(&self->swaps))
+	if (!granule_have_swap(NULL))
 		SKIP(return, GRANULE_SWAP_REMEDY);
 	mem_fill_single(mem, 1);
-	ASSERT_TRUE(shared_page_out(self->cgroup, mem));
+	ASSERT_TRUE(shared_page_out(&self->cg, mem));
 	faults = granule_faults();
 	mem_read(mem);
 	faults = granule_faults() - faults;
@@ -220,16 +224,16 @@ TEST_F(page_granule_shared, scattered_slots)
  * Assert that without a folio one fault brings back all 16 pages and counts a
  * fallback.
  */
-TEST_F(page_granule_shared, swapin_fallback)
+TEST_F_TIMEOUT(page_granule_shared, swapin_fallback, 60)
 {
 	unsigned long fallback = granule_vmstat("granule_swpin_fallback");
 	struct mem *mem = &self->mem;
 	long faults;
 
-	if (!granule_have_swap(&self->swaps))
+	if (!granule_have_swap(NULL))
 		SKIP(return, GRANULE_SWAP_REMEDY);
 	mem_fill(mem, 1);
-	ASSERT_TRUE(shared_page_out(self->cgroup, mem));
+	ASSERT_TRUE(shared_page_out(&self->cg, mem));
 	granule_fail_order4(true);
 	faults = granule_faults();
 	mem_read(mem);
@@ -239,28 +243,45 @@ TEST_F(page_granule_shared, swapin_fallback)
 	EXPECT_EQ(granule_vmstat("granule_swpin_fallback") - fallback, mem->nr);
 	EXPECT_EQ(mem_whole(mem), 0);
 	EXPECT_PRESENT(mem);
-	if (!granule_repair(true))
-		SKIP(return, REPAIR_REMEDY);
-	EXPECT_TRUE(mem_wait_whole(mem, 20));
+	ASSERT_TRUE(granule_repair(true));
+	EXPECT_TRUE(mem_wait_whole(mem, REPAIR_SECONDS));
 	granule_repair(false);
 	EXPECT_INTACT(mem);
+}
+
+/* What only default-tagged memory allows: advice for a part of a granule. */
+FIXTURE(page_granule_shared_cut)
+{
+	struct granule_fail fail;
+	struct mem mem;
+	struct granule_cg cg;
+};
+
+FIXTURE_SETUP(page_granule_shared_cut)
+{
+	prepare(_metadata, &self->mem, GRANULE_DEFAULT, &self->cg, &self->fail);
+}
+
+FIXTURE_TEARDOWN(page_granule_shared_cut)
+{
+	EXPECT_TRUE(granule_invariants_hold());
+	granule_fail_restore(&self->fail);
+	granule_cg_remove(&self->cg);
 }
 
 /*
  * Assert that swap-in is whole although a part of the granule is in the page
  * cache.
  */
-TEST_F(page_granule_shared, partly_cached)
+TEST_F(page_granule_shared_cut, partly_cached)
 {
 	struct mem *mem = &self->mem;
 	unsigned long i;
 	int fail;
 	long faults;
 
-	if (!granule_have_swap(&self->swaps))
+	if (!granule_have_swap(NULL))
 		SKIP(return, GRANULE_SWAP_REMEDY);
-	if (variant->kind == GRANULE_CONTRACT)
-		SKIP(return, "4 KiB advice is not legal there: see default_tagged");
 	for (fail = 1; fail >= 0; fail--) {
 		mem_fill_single(mem, 1);
 		for (i = 0; i < mem_pages(mem); i += 2)
@@ -280,43 +301,6 @@ TEST_F(page_granule_shared, partly_cached)
 		if (fail)
 			ASSERT_EQ(madvise(mem->area, mem_len(mem), MADV_REMOVE), 0);
 	}
-}
-
-/*
- * Assert that MADV_PAGEOUT pages out to a device that is too small to have 16
- * slots in a row, and that the granules that were split for it come back whole.
- */
-TEST_F(page_granule_shared, no_slots_in_a_row)
-{
-	struct mem *mem = &self->mem;
-	unsigned long swpout;
-	struct mem private;
-
-	if (!granule_have_swap(&self->swaps) || self->swaps.nr != 1)
-		SKIP(return, "not one swap device: swapon one, with 64 MiB free");
-	granule_zram_create(self->dev, sizeof(self->dev), 1);
-	if (!*self->dev)
-		SKIP(return, "no zram device: set CONFIG_ZRAM=y");
-	ASSERT_TRUE(granule_make_swap(self->dev, 1));
-	ASSERT_EQ(swapoff(self->swaps.path), 0);
-	ASSERT_EQ(swapon(self->dev, 0), 0);
-	/* All of it fits, private and shared. */
-	mem->nr = 6;
-	private = *mem;
-	private.area = granule_mmap(mem->kind, NULL, mem_len(mem), PROT_RW, 0);
-	ASSERT_NE(private.area, MAP_FAILED);
-	mem_fill(mem, 1);
-	mem_fill(&private, 1);
-	swpout = swapped_whole();
-	EXPECT_TRUE(mem_page_out(&private));
-	EXPECT_TRUE(shared_page_out(self->cgroup, mem));
-	EXPECT_EQ(swapped_whole(), swpout);
-
-	lru_settle();
-	mem_read(&private);
-	EXPECT_INTACT(&private);
-	mem_read(mem);
-	EXPECT_INTACT(mem);
 }
 
 /* Shared memory in folios larger than a granule. */
@@ -353,11 +337,13 @@ FIXTURE_SETUP(page_granule_shared_large)
 	settings.shmem_hugepages[5].enabled = SHMEM_ALWAYS;
 	thp_write_settings(&settings);
 	self->pagemap = granule_open_pagemap();
+	ASSERT_GE(self->pagemap, 0);
 }
 
 FIXTURE_TEARDOWN(page_granule_shared_large)
 {
 	EXPECT_TRUE(granule_invariants_hold());
+	close(self->pagemap);
 	thp_restore_settings();
 	granule_thp_never();
 }
@@ -538,9 +524,7 @@ TEST_F(page_granule_shared_calls, remap_file_pages)
 	char *area = self->area, *before, *after;
 	int page;
 
-	if (granule_remap_pages(area, GRANULE_SIZE, 0))
-		SKIP(return, "no remap_file_pages (%s): build the kernel with CONFIG_MMU=y",
-		     strerror(errno));
+	ASSERT_EQ(granule_remap_pages(area, GRANULE_SIZE, 0), 0);
 	for (page = 1; page < GRANULE_NR_PAGES; page += 7) {
 		char *to = area + 2 * GRANULE_SIZE;
 

@@ -44,7 +44,6 @@ static const char * const settings[] = {
 FIXTURE(page_granule_single)
 {
 	struct mem mem;
-	int uffd;
 };
 
 FIXTURE_VARIANT(page_granule_single)
@@ -64,7 +63,6 @@ FIXTURE_VARIANT_ADD(page_granule_single, default_tagged)
 
 FIXTURE_SETUP(page_granule_single)
 {
-	self->uffd = -1;
 	ASSERT_TRUE(granule_catch_faults());
 	ASSERT_TRUE(mem_create_nr(&self->mem, variant->kind, FEW_GRANULES));
 }
@@ -72,8 +70,6 @@ FIXTURE_SETUP(page_granule_single)
 FIXTURE_TEARDOWN(page_granule_single)
 {
 	EXPECT_TRUE(granule_invariants_hold());
-	if (self->uffd >= 0)
-		close(self->uffd);
 	if (self->mem.area)
 		munmap(self->mem.area, mem_len(&self->mem));
 	granule_restore_settings();
@@ -132,14 +128,21 @@ TEST_F_TIMEOUT(page_granule_single, ksm, 180)
 	const unsigned long alike = FEW_PAGES - GRANULE_NR_PAGES;
 	struct mem *mem = &self->mem;
 	unsigned long i;
-	bool repaired;
+	char *new;
 
 	if (ksm_get_full_scans() < 0)
 		SKIP(return, "no KSM: build the kernel with CONFIG_KSM=y");
+	if (!contract && !granule_repair(false))
+		SKIP(return, REPAIR_REMEDY);
 	fill_alike(mem);
 	EXPECT_EQ(madvise(mem->area, mem_len(mem), MADV_MERGEABLE), contract ? -1 : 0);
-	if (contract)
+	if (contract) {
 		ASSERT_EQ(prctl(PR_SET_MEMORY_MERGE, 1, 0, 0, 0), 0);
+		EXPECT_FALSE(granule_vma_has_flag(mem->area, "mg"));
+		new = granule_area(GRANULE_CONTRACT, GRANULE_SIZE, 0);
+		ASSERT_NE(new, NULL);
+		EXPECT_FALSE(granule_vma_has_flag(new, "mg"));
+	}
 	ASSERT_TRUE(ksm_scan(4));
 	EXPECT_EQ(mem_merged(mem), contract ? 0 : alike);
 	EXPECT_TRUE(mem_holds(mem));
@@ -166,23 +169,36 @@ TEST_F_TIMEOUT(page_granule_single, ksm, 180)
 	/*
 	 * The last page to come back tells that there is something to repair.
 	 */
-	if (!granule_repair(true))
-		SKIP(return, "no control of the repair: mount debugfs");
-	for (i = 0, repaired = false; i < 400 && !repaired; i++) {
-		repaired = mem_whole(mem) == mem->nr;
-		usleep(50 * 1000);
-	}
+	EXPECT_TRUE(granule_repair(true));
+	EXPECT_TRUE(mem_wait_whole(mem, 20));
 	granule_repair(false);
 	EXPECT_INTACT(mem);
 	mem_write_pages(mem, 4);
 	EXPECT_INTACT(mem);
 }
 
+/* Zero pages of KSM, which a contract granule has none of. */
+FIXTURE(page_granule_single_zero)
+{
+	struct mem mem;
+};
+
+FIXTURE_SETUP(page_granule_single_zero)
+{
+	ASSERT_TRUE(mem_create_nr(&self->mem, GRANULE_DEFAULT, FEW_GRANULES));
+}
+
+FIXTURE_TEARDOWN(page_granule_single_zero)
+{
+	EXPECT_TRUE(granule_invariants_hold());
+	granule_restore_settings();
+}
+
 /*
  * Assert that a write replaces KSM's zero pages, which are the one zero page,
  * one by one. KSM counts each of them, and runs can be formed afterwards.
  */
-TEST_F_TIMEOUT(page_granule_single, ksm_zero_pages, 180)
+TEST_F_TIMEOUT(page_granule_single_zero, ksm, 180)
 {
 	struct mem *mem = &self->mem;
 	unsigned long i;
@@ -190,8 +206,6 @@ TEST_F_TIMEOUT(page_granule_single, ksm_zero_pages, 180)
 
 	if (ksm_get_full_scans() < 0)
 		SKIP(return, "no KSM: build the kernel with CONFIG_KSM=y");
-	if (variant->kind == GRANULE_CONTRACT)
-		SKIP(return, "a contract granule cannot be merged: see default_tagged");
 	/* Merged, and then written to, they are single pages. */
 	fill_alike(mem);
 	ASSERT_EQ(madvise(mem->area, mem_len(mem), MADV_MERGEABLE), 0);
@@ -396,8 +410,9 @@ TEST_F(page_granule_single, page_idle)
 
 /*
  * Hugetlb pages of 64 KiB, with which granules are compared, have to do the
- * same.
+ * same. x86 has none of that size.
  */
+#ifndef __x86_64__
 #define HUGETLB_DIR	"/sys/kernel/mm/hugepages/hugepages-64kB"
 #define MANY_FILES	20000
 
@@ -421,7 +436,7 @@ static bool churn_slabs(void)
 }
 
 /* Assert that a child finds hugetlb pages of 64 KiB as its parent has them. */
-TEST(hugetlb_fork)
+TEST(page_granule_single_hugetlb_fork)
 {
 	const unsigned long nr = HPAGE_SIZE / GRANULE_SIZE;
 	unsigned long saved, i, tries;
@@ -452,6 +467,7 @@ TEST(hugetlb_fork)
 	}
 	hugetlb_set_nr_pages(GRANULE_SIZE, saved);
 }
+#endif
 
 /*
  * NUMA hints: more granules, so that they outnumber what else the process has.
@@ -518,6 +534,7 @@ TEST_F(page_granule_single, force_write)
 {
 	const size_t pos = TARGET * GRANULE_SIZE + 5 * BASE_SIZE + 123;
 	const size_t len = 2 * GRANULE_SIZE + 3 * BASE_SIZE + 45;
+	char *untagged = granule_area(GRANULE_UNTAGGED, BASE_SIZE, 0);
 	struct mem *mem = &self->mem;
 	char path[64], *text;
 	unsigned long cow;
@@ -527,10 +544,13 @@ TEST_F(page_granule_single, force_write)
 
 	text = malloc(len);
 	ASSERT_NE(text, NULL);
+	ASSERT_NE(untagged, NULL);
 	memset(text, 0xa5, len);
 	mem_fill(mem, 1);
 	pid = mem_fork(mem);
 	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		EXPECT_EQ(mprotect(untagged, BASE_SIZE, PROT_READ), 0);
 		EXPECT_EQ(mprotect(mem->area, mem_len(mem), PROT_READ), 0);
 		ptrace(PTRACE_TRACEME, 0, NULL, NULL);
 		raise(SIGSTOP);
@@ -546,15 +566,16 @@ TEST_F(page_granule_single, force_write)
 	snprintf(path, sizeof(path), "/proc/%d/mem", pid);
 	fd = open(path, O_RDWR);
 	ASSERT_GE(fd, 0);
+	if (pwrite(fd, text, 1, (uintptr_t)untagged) != 1) {
+		granule_kill_idle(pid);
+		SKIP(return, "no force: boot without proc_mem.force_override=never");
+	}
 	cow = granule_vmstat("granule_cow");
 	ret = pwrite(fd, text, len, (uintptr_t)mem->area + pos);
 	cow = granule_vmstat("granule_cow") - cow;
 	close(fd);
+	ASSERT_EQ(ret, (ssize_t)len);
 	ASSERT_EQ(ptrace(PTRACE_CONT, pid, NULL, NULL), 0);
-	if (ret != (ssize_t)len) {
-		granule_kill_idle(pid);
-		SKIP(return, "no force: boot without proc_mem.force_override=never");
-	}
 	EXPECT_TRUE(granule_child_ends(pid));
 	EXPECT_EQ(cow, 3);
 	EXPECT_INTACT(mem);

@@ -16,15 +16,11 @@
 #include "page_granule_mem.h"
 #include "page_granule_util.h"
 
-/* What a stage returns if there is no other node. */
-#define NO_NODES	1
+#define COMPACT_MEMORY	"/proc/sys/vm/compact_memory"
 
 /*
- * The stages move, protect or age memory. They return 0, a negative errno,
- * NO_NODES, or this.
+ * The stages move, protect or age memory. They return 0, or a negative errno.
  */
-#define NO_COMPACTION	2
-
 static int stage_mprotect(struct mem *mem)
 {
 	static const int prots[] = { PROT_NONE, PROT_READ, PROT_READ | PROT_EXEC, PROT_RW };
@@ -91,12 +87,7 @@ static int stage_free(struct mem *mem)
 
 static int stage_move_pages(struct mem *mem)
 {
-	int ret;
-
-	if (!granule_two_nodes())
-		return NO_NODES;
-	ret = move_to_node(mem, 1);
-	return ret ?: move_to_node(mem, 0);
+	return move_to_node(mem, 1) ?: move_to_node(mem, 0);
 }
 
 static int stage_mbind(struct mem *mem)
@@ -104,8 +95,6 @@ static int stage_mbind(struct mem *mem)
 	unsigned long mask, pfns[MEM_PAGES];
 	unsigned int node;
 
-	if (!granule_two_nodes())
-		return NO_NODES;
 	for (node = 2; node--;) {
 		mem_pfns(mem, pfns);
 		mask = 1UL << node;
@@ -124,10 +113,8 @@ static int stage_compact(struct mem *mem)
 {
 	int i;
 
-	if (access("/proc/sys/vm/compact_memory", W_OK))
-		return NO_COMPACTION;
 	for (i = 0; i < 3; i++)
-		write_num("/proc/sys/vm/compact_memory", 1);
+		write_num(COMPACT_MEMORY, 1);
 	return 0;
 }
 
@@ -140,6 +127,9 @@ FIXTURE(page_granule_stage)
 FIXTURE_VARIANT(page_granule_stage)
 {
 	int (*stage)(struct mem *mem);
+	/* Needs a second node, or this file. */
+	bool nodes;
+	const char *file;
 	/* May find no memory for a folio, and splits it then, as any other. */
 	bool splits;
 };
@@ -150,12 +140,21 @@ FIXTURE_VARIANT_ADD(page_granule_stage, mremap_grow) { .stage = stage_mremap_gro
 FIXTURE_VARIANT_ADD(page_granule_stage, mlock) { .stage = stage_mlock };
 FIXTURE_VARIANT_ADD(page_granule_stage, madv_cold) { .stage = stage_cold };
 FIXTURE_VARIANT_ADD(page_granule_stage, madv_free) { .stage = stage_free };
-FIXTURE_VARIANT_ADD(page_granule_stage, move_pages) { .stage = stage_move_pages };
-FIXTURE_VARIANT_ADD(page_granule_stage, mbind) { .stage = stage_mbind };
-FIXTURE_VARIANT_ADD(page_granule_stage, compact) { .stage = stage_compact, .splits = true };
+FIXTURE_VARIANT_ADD(page_granule_stage, move_pages) { .stage = stage_move_pages, .nodes = true };
+FIXTURE_VARIANT_ADD(page_granule_stage, mbind) { .stage = stage_mbind, .nodes = true };
+FIXTURE_VARIANT_ADD(page_granule_stage, compact)
+{
+	.stage = stage_compact,
+	.file = COMPACT_MEMORY,
+	.splits = true,
+};
 
 FIXTURE_SETUP(page_granule_stage)
 {
+	if (variant->nodes && !granule_two_nodes())
+		SKIP(return, GRANULE_NODES_REMEDY);
+	if (variant->file && access(variant->file, W_OK))
+		SKIP(return, "no %s: build the kernel with CONFIG_COMPACTION=y", variant->file);
 }
 
 FIXTURE_TEARDOWN(page_granule_stage)
@@ -189,7 +188,6 @@ static void go_through(struct __test_metadata *_metadata, struct mem *mem,
 		       int (*stage)(struct mem *mem), bool splits)
 {
 	unsigned long partial;
-	int ret;
 
 	ASSERT_TRUE(mem_create(mem, kind));
 	mem_fill(mem, 1);
@@ -204,12 +202,7 @@ static void go_through(struct __test_metadata *_metadata, struct mem *mem,
 	}
 	EXPECT_INTACT(mem);
 	partial = to_be_split();
-	ret = stage(mem);
-	if (ret == NO_NODES)
-		SKIP(return, GRANULE_NODES_REMEDY);
-	if (ret == NO_COMPACTION)
-		SKIP(return, "no compaction: build the kernel with CONFIG_COMPACTION=y");
-	EXPECT_EQ(ret, 0);
+	EXPECT_EQ(stage(mem), 0);
 	EXPECT_EQ(to_be_split(), partial);
 	after_stage(_metadata, mem, splits, 3);
 	if (peer)

@@ -20,14 +20,11 @@
 #include "page_granule_mem.h"
 #include "page_granule_util.h"
 
-/* Swap. */
-
 FIXTURE(page_granule_swap)
 {
 	struct mem mem;
 	struct peer peer;
-	char cgroup[PATH_MAX + 32];
-	char root[PATH_MAX];
+	struct granule_cg cg;
 };
 
 FIXTURE_VARIANT(page_granule_swap)
@@ -47,9 +44,7 @@ FIXTURE_VARIANT_ADD(page_granule_swap, default_tagged)
 
 FIXTURE_SETUP(page_granule_swap)
 {
-	struct granule_swaps swaps;
-
-	if (!granule_have_swap(&swaps))
+	if (!granule_have_swap(NULL))
 		SKIP(return, GRANULE_SWAP_REMEDY);
 	ASSERT_TRUE(mem_create(&self->mem, variant->kind));
 }
@@ -57,10 +52,7 @@ FIXTURE_SETUP(page_granule_swap)
 FIXTURE_TEARDOWN(page_granule_swap)
 {
 	EXPECT_TRUE(granule_invariants_hold());
-	if (!*self->cgroup)
-		return;
-	granule_cg_write(self->root, "cgroup.procs", "0");
-	rmdir(self->cgroup);
+	granule_cg_remove(&self->cg);
 }
 
 /* Assert that one read fault brings in one granule, and no other. */
@@ -70,8 +62,8 @@ TEST_F(page_granule_swap, read_back)
 	unsigned long fallback = granule_vmstat("granule_swpin_fallback");
 	unsigned long swpout = swapped_whole();
 	struct mem *mem = &self->mem;
+	long faults, all_faults = 0;
 	unsigned long odd, i;
-	long faults;
 
 	ASSERT_NE(swpin, ULONG_MAX);
 	mem_fill(mem, 1);
@@ -82,11 +74,11 @@ TEST_F(page_granule_swap, read_back)
 		faults = granule_faults();
 		for (i = odd; i < mem->nr; i += 2)
 			FORCE_READ(*byte_of(mem->area, i));
-		faults = granule_faults() - faults;
-		EXPECT_FAULTS(faults, mem->nr / 2);
+		all_faults += granule_faults() - faults;
 		EXPECT_EQ(mem_whole(mem), (odd + 1) * mem->nr / 2);
 		EXPECT_EQ(mem_swapped(mem), (1 - odd) * mem_pages(mem) / 2);
 	}
+	EXPECT_FAULTS(all_faults, mem->nr);
 	faults = granule_faults();
 	EXPECT_INTACT(mem);
 	EXPECT_LE(granule_faults() - faults, FAULT_SLACK);
@@ -227,12 +219,12 @@ TEST_F(page_granule_swap, soft_dirty)
 		EXPECT_EQ(soft_dirty_pages(mem, i), i < half.nr ? GRANULE_NR_PAGES : 0);
 }
 
-static bool reclaim_all(const char *cgroup, struct mem *mem)
+static bool reclaim_all(const struct granule_cg *cg, struct mem *mem)
 {
 	int i;
 
 	for (i = 0; i < 50; i++) {
-		granule_cg_write(cgroup, "memory.reclaim", RECLAIM_ALL);
+		granule_cg_write(cg->dir, "memory.reclaim", RECLAIM_ALL);
 		if (mem_swapped(mem) == mem_pages(mem))
 			return true;
 		usleep(10 * 1000);
@@ -248,12 +240,11 @@ TEST_F(page_granule_swap, shared_memory)
 	struct mem *mem = &self->mem;
 	long faults;
 
-	if (!join_cgroup(self->root, self->cgroup, sizeof(self->cgroup)))
-		SKIP(return, CGROUP_REMEDY);
-	ASSERT_EQ(granule_mmap(mem->kind, mem->area, mem_len(mem), PROT_RW,
-			       MAP_FIXED | MAP_SHARED), mem->area);
+	if (!join_cgroup(&self->cg))
+		SKIP(return, RECLAIM_REMEDY);
+	ASSERT_TRUE(mem_share(mem));
 	mem_fill(mem, 1);
-	ASSERT_TRUE(shared_page_out(self->cgroup, mem));
+	ASSERT_TRUE(shared_page_out(&self->cg, mem));
 	EXPECT_EQ(swapped_whole() - swpout, mem->nr);
 	EXPECT_EQ(mem_present(mem), 0);
 	faults = granule_faults();
@@ -262,7 +253,7 @@ TEST_F(page_granule_swap, shared_memory)
 	EXPECT_FAULTS(faults, mem->nr);
 	EXPECT_EQ(granule_vmstat("granule_swpin") - swpin, mem->nr);
 	EXPECT_INTACT(mem);
-	ASSERT_TRUE(shared_page_out(self->cgroup, mem));
+	ASSERT_TRUE(shared_page_out(&self->cg, mem));
 	mem_write(mem, 2);
 	EXPECT_INTACT(mem);
 }
@@ -275,8 +266,8 @@ TEST_F(page_granule_swap, shared)
 {
 	struct mem *mem = &self->mem;
 
-	if (!join_cgroup(self->root, self->cgroup, sizeof(self->cgroup)))
-		SKIP(return, CGROUP_REMEDY);
+	if (!join_cgroup(&self->cg))
+		SKIP(return, RECLAIM_REMEDY);
 	mem_fill(mem, 1);
 	ASSERT_TRUE(peer_fork(&self->peer, mem));
 	if (!self->peer.pid) {
@@ -294,7 +285,7 @@ TEST_F(page_granule_swap, shared)
 		_exit(0);
 	}
 	ASSERT_TRUE(peer_wait(&self->peer));
-	ASSERT_TRUE(reclaim_all(self->cgroup, mem));
+	ASSERT_TRUE(reclaim_all(&self->cg, mem));
 	ASSERT_TRUE(peer_switch(&self->peer));
 	mem_read(mem);
 	EXPECT_INTACT(mem);
@@ -310,7 +301,7 @@ TEST_F(page_granule_swap, shared)
  * threads write to it and reclaim takes it away, and that it is whole again
  * when there is room.
  */
-TEST_F_TIMEOUT(page_granule_swap, thrash, 60)
+TEST_F_TIMEOUT(page_granule_swap, thrash, 180)
 {
 	unsigned long i, round, partial = 0;
 	struct storm storm;
@@ -322,13 +313,13 @@ TEST_F_TIMEOUT(page_granule_swap, thrash, 60)
 	 * cgroup.
 	 */
 	memset(mem.model, 0, mem_len(&mem));
-	if (!join_cgroup(self->root, self->cgroup, sizeof(self->cgroup)))
-		SKIP(return, CGROUP_REMEDY);
-	ASSERT_EQ(granule_cg_write(self->cgroup, "memory.max", "3M"), 0);
+	if (!join_cgroup(&self->cg))
+		SKIP(return, RECLAIM_REMEDY);
+	ASSERT_EQ(granule_cg_write(self->cg.dir, "memory.max", "3M"), 0);
 	/*
 	 * Memory of zswap counts as well. Beyond this zswap has to write back.
 	 */
-	granule_cg_write(self->cgroup, "memory.zswap.max", "512K");
+	granule_cg_write(self->cg.dir, "memory.zswap.max", "512K");
 	mem_fill(&mem, 1);
 	EXPECT_GT(mem_swapped(&mem), 0);
 	ASSERT_TRUE(storm_create(&storm, &mem));
@@ -346,7 +337,7 @@ TEST_F_TIMEOUT(page_granule_swap, thrash, 60)
 	 * Folios without slots in a row, or without room to copy, have been
 	 * split.
 	 */
-	ASSERT_EQ(granule_cg_write(self->cgroup, "memory.max", "max"), 0);
+	ASSERT_EQ(granule_cg_write(self->cg.dir, "memory.max", "max"), 0);
 	EXPECT_EQ(mem_diff(&mem), NO_DIFF);
 	EXPECT_EQ(mem_collapse(&mem), 0);
 	EXPECT_INTACT(&mem);
@@ -379,14 +370,30 @@ TEST_F(page_granule_swap, cut_while_out)
 	EXPECT_PRESENT(mem);
 }
 
+/* What only default-tagged memory allows: a granule that is cut. */
+FIXTURE(page_granule_swap_cut)
+{
+	struct mem mem;
+};
+
+FIXTURE_SETUP(page_granule_swap_cut)
+{
+	if (!granule_have_swap(NULL))
+		SKIP(return, GRANULE_SWAP_REMEDY);
+	ASSERT_TRUE(mem_create(&self->mem, GRANULE_DEFAULT));
+}
+
+FIXTURE_TEARDOWN(page_granule_swap_cut)
+{
+	EXPECT_TRUE(granule_invariants_hold());
+}
+
 /* Assert that a broken granule comes back with the pages that it had. */
-TEST_F(page_granule_swap, broken_granule)
+TEST_F(page_granule_swap_cut, broken_granule)
 {
 	struct mem *mem = &self->mem, rest = *mem;
 	const size_t pos = 4 * BASE_SIZE;
 
-	if (variant->kind == GRANULE_CONTRACT)
-		SKIP(return, "a contract granule cannot be cut: see default_tagged");
 	mem_fill(mem, 1);
 	ASSERT_EQ(madvise(mem->area + pos, BASE_SIZE, MADV_DONTNEED), 0);
 	memset(mem->model + pos, 0, BASE_SIZE);
@@ -550,9 +557,9 @@ FIXTURE_SETUP(page_granule_swap_in)
 /* Swap has to be on, whatever has happened. */
 FIXTURE_TEARDOWN(page_granule_swap_in)
 {
-	EXPECT_TRUE(granule_invariants_hold());
 	struct granule_swaps swaps;
 
+	EXPECT_TRUE(granule_invariants_hold());
 	granule_read_swaps(&swaps);
 	if (!swaps.nr)
 		swapon(self->swaps.path, 0);

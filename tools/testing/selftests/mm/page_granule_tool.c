@@ -553,7 +553,7 @@ TEST_F_TIMEOUT(page_granule_tool, merged, 120)
 	START(make_mergeable, false);
 	ASSERT_EQ(ksm_start(), 0);
 	/* ksm_stop() would unmerge them again. */
-	ASSERT_EQ(granule_write("/sys/kernel/mm/ksm/run", "0"), 0);
+	ASSERT_EQ(granule_write(KSM_SYSFS "run", "0"), 0);
 	ASSERT_EQ(tool("show", self->number), 0);
 	EXPECT_NE(strstr(res.out, " 2 merged by KSM\n"), NULL) TH_LOG("%s", res.out);
 }
@@ -769,17 +769,10 @@ static pid_t start_density(const char *size, const char *density)
 
 static unsigned long process_rss(pid_t pid)
 {
-	unsigned long kb = 0;
-	char path[64], line[256];
-	FILE *fp;
+	char path[64];
 
 	snprintf(path, sizeof(path), "/proc/%d/smaps_rollup", pid);
-	fp = fopen(path, "r");
-	while (fp && fgets(line, sizeof(line), fp) && sscanf(line, "Rss: %lu", &kb) != 1)
-		;
-	if (fp)
-		fclose(fp);
-	return kb;
+	return granule_proc_number(path, "Rss:");
 }
 
 /* Assert that the predicted memory use is within 10 % of the real one. */
@@ -1013,9 +1006,13 @@ TEST_F(page_granule_tool, stat)
 	line = res.out + strlen(golden_stat);
 	found = sscanf(line, "%lu %*u %*u %*u %*u %lu", &val, &split);
 	ASSERT_EQ(found, 2);
-	/* Half of them, as it is over two seconds */
-	EXPECT_NEAR(val, 32, 6);
-	EXPECT_NEAR(split, 16, 3);
+	/*
+	 * By the second, over two seconds or more: 64 faults and 32 splits, and
+	 * what others do meanwhile.
+	 */
+	EXPECT_GT(split, 0);
+	EXPECT_LE(val, 32 + 6);
+	EXPECT_NEAR(val, 2 * split, 6);
 }
 
 /*
@@ -1338,5 +1335,6 @@ int main(int argc, char **argv)
 	if (access(tool_path, X_OK))
 		ksft_exit_skip("no granule command here: make -C tools/mm/granule, and copy it\n");
 	granule_save_settings();
+	granule_save_setting(KSM_SYSFS "run");
 	return test_harness_run(argc, argv);
 }

@@ -4,7 +4,8 @@
  * on single pages of a default-tagged one, as on untagged memory.
  *
  * The first tests go through the life of memory that a monitor fills, protects
- * or moves. A table then runs each ioctl on every kind of range.
+ * or moves. A table then runs each ioctl on every kind of range. The last test
+ * lets memory become a contract while its removal waits for the monitor.
  */
 #define _GNU_SOURCE
 #include "kselftest_harness.h"
@@ -14,16 +15,107 @@
 #include <linux/fs.h>
 #include <linux/prctl.h>
 #include <linux/userfaultfd.h>
+#include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <unistd.h>
 
 #include "vm_util.h"
 #include "page_granule_mem.h"
 #include "page_granule_util.h"
+
+/* The ioctls, of which some have no source. Return 0 or a negative errno. */
+typedef int (*uffd_call)(int uffd, char *dst, char *src, size_t len);
+
+static int uffd_copy(int uffd, char *dst, char *src, size_t len)
+{
+	struct uffdio_copy arg = {
+		.dst = (unsigned long)dst, .src = (unsigned long)src, .len = len,
+	};
+
+	return ioctl(uffd, UFFDIO_COPY, &arg) ? -errno : 0;
+}
+
+static int uffd_copy_wp(int uffd, char *dst, char *src, size_t len)
+{
+	struct uffdio_copy arg = {
+		.dst = (unsigned long)dst, .src = (unsigned long)src, .len = len,
+		.mode = UFFDIO_COPY_MODE_WP,
+	};
+
+	return ioctl(uffd, UFFDIO_COPY, &arg) ? -errno : 0;
+}
+
+static int uffd_zeropage(int uffd, char *dst, char *src, size_t len)
+{
+	struct uffdio_zeropage arg = { .range = { (unsigned long)dst, len } };
+
+	return ioctl(uffd, UFFDIO_ZEROPAGE, &arg) ? -errno : 0;
+}
+
+static int uffd_writeprotect(int uffd, char *dst, char *src, size_t len)
+{
+	struct uffdio_writeprotect arg = {
+		.range = { (unsigned long)dst, len },
+		.mode = UFFDIO_WRITEPROTECT_MODE_WP,
+	};
+
+	return ioctl(uffd, UFFDIO_WRITEPROTECT, &arg) ? -errno : 0;
+}
+
+static int uffd_unprotect(int uffd, char *dst, char *src, size_t len)
+{
+	struct uffdio_writeprotect arg = { .range = { (unsigned long)dst, len } };
+
+	return ioctl(uffd, UFFDIO_WRITEPROTECT, &arg) ? -errno : 0;
+}
+
+static int uffd_continue(int uffd, char *dst, char *src, size_t len)
+{
+	struct uffdio_continue arg = { .range = { (unsigned long)dst, len } };
+
+	return ioctl(uffd, UFFDIO_CONTINUE, &arg) ? -errno : 0;
+}
+
+static int uffd_poison(int uffd, char *dst, char *src, size_t len)
+{
+	struct uffdio_poison arg = { .range = { (unsigned long)dst, len } };
+
+	return ioctl(uffd, UFFDIO_POISON, &arg) ? -errno : 0;
+}
+
+static int uffd_move(int uffd, char *dst, char *src, size_t len)
+{
+	struct uffdio_move arg = {
+		.dst = (unsigned long)dst, .src = (unsigned long)src, .len = len,
+	};
+
+	if (ioctl(uffd, UFFDIO_MOVE, &arg))
+		return -errno;
+	return arg.move == (long long)len ? 0 : -EIO;
+}
+
+static int uffd_rwprotect(int uffd, char *dst, char *src, size_t len)
+{
+	struct uffdio_rwprotect arg = {
+		.range = { (unsigned long)dst, len },
+		.mode = UFFDIO_RWPROTECT_MODE_RWP,
+	};
+
+	return ioctl(uffd, UFFDIO_RWPROTECT, &arg) ? -errno : 0;
+}
+
+static int uffd_rwunprotect(int uffd, char *dst, char *src, size_t len)
+{
+	struct uffdio_rwprotect arg = { .range = { (unsigned long)dst, len } };
+
+	return ioctl(uffd, UFFDIO_RWPROTECT, &arg) ? -errno : 0;
+}
 
 FIXTURE(page_granule_uffd_single)
 {
@@ -62,51 +154,19 @@ FIXTURE_TEARDOWN(page_granule_uffd_single)
 		munmap(self->mem.area, mem_len(&self->mem));
 }
 
-/* A way to give a range to the process. Copies come from the model. */
-typedef int (*uffd_give)(int uffd, char *dst, char *src, size_t len);
-
-static int give_copy(int uffd, char *dst, char *src, size_t len)
-{
-	struct uffdio_copy arg = {
-		.dst = (uintptr_t)dst, .src = (uintptr_t)src, .len = len,
-	};
-
-	return ioctl(uffd, UFFDIO_COPY, &arg) ? -errno : 0;
-}
-
-static int give_zeropage(int uffd, char *dst, char *src, size_t len)
-{
-	struct uffdio_zeropage arg = { .range = { (uintptr_t)dst, len } };
-
-	memset(src, 0, len);
-	return ioctl(uffd, UFFDIO_ZEROPAGE, &arg) ? -errno : 0;
-}
-
-/* Nothing is there, for good. */
-static int give_poison(int uffd, char *dst, size_t len)
-{
-	struct uffdio_poison arg = { .range = { (uintptr_t)dst, len } };
-
-	return ioctl(uffd, UFFDIO_POISON, &arg) ? -errno : 0;
-}
-
-static int give_continue(int uffd, char *dst, char *src, size_t len)
-{
-	struct uffdio_continue arg = { .range = { (uintptr_t)dst, len } };
-
-	return ioctl(uffd, UFFDIO_CONTINUE, &arg) ? -errno : 0;
-}
-
 /*
- * Give a granule as little at a time as its kind allows. Each page is missing
- * until it is given, whatever else of the granule has been.
+ * Give a granule as little at a time as its kind allows. Copies come from the
+ * model. Each page is missing until it is given, whatever else of the granule
+ * has been.
  */
 static void give_granule(struct __test_metadata *_metadata, struct mem *mem, int uffd,
-			 unsigned long granule, uffd_give give)
+			 unsigned long granule, uffd_call give)
 {
 	const unsigned long step = mem->end - mem->first;
 	unsigned long end = (granule + 1) * GRANULE_NR_PAGES, i;
 
+	if (give == uffd_zeropage)
+		memset(nth(mem->model, granule), 0, GRANULE_SIZE);
 	for (i = end - GRANULE_NR_PAGES; i < end; i += step) {
 		EXPECT_EQ(refused(mem, i, end, ACCESS_READ, SIGBUS), end - i);
 		EXPECT_EQ(refused(mem, i, end, ACCESS_WRITE, SIGBUS), end - i);
@@ -133,12 +193,13 @@ TEST_F(page_granule_uffd_single, uffd_missing)
 	ASSERT_EQ(uffd_arm(self->uffd, mem->area, mem_len(mem), UFFDIO_REGISTER_MODE_MISSING),
 		  0);
 	EXPECT_EQ(all_refused(mem, ACCESS_READ, SIGBUS), FEW_PAGES);
-	give_granule(_metadata, mem, self->uffd, TARGET, give_copy);
-	give_granule(_metadata, mem, self->uffd, TARGET + 1, give_zeropage);
+	give_granule(_metadata, mem, self->uffd, TARGET, uffd_copy);
+	give_granule(_metadata, mem, self->uffd, TARGET + 1, uffd_zeropage);
 	EXPECT_EQ(mem_count(mem, PM_PRESENT), 2 * GRANULE_NR_PAGES);
 	EXPECT_EQ(all_refused(mem, ACCESS_WRITE, SIGBUS), FEW_PAGES - 2 * GRANULE_NR_PAGES);
 
-	ASSERT_EQ(give_poison(self->uffd, mem_unit(mem) + bad, mem_unit_len(mem)), 0);
+	/* Nothing is there, for good. */
+	ASSERT_EQ(uffd_poison(self->uffd, mem_unit(mem) + bad, NULL, mem_unit_len(mem)), 0);
 
 	ASSERT_EQ(uffd_unregister(self->uffd, mem->area, mem_len(mem)), 0);
 	memset(mem->model, 0, TARGET * GRANULE_SIZE);
@@ -168,7 +229,7 @@ TEST_F(page_granule_uffd_single, uffd_minor)
 	ASSERT_EQ(madvise(mem->area, mem_len(mem), MADV_DONTNEED), 0);
 
 	ASSERT_EQ(uffd_arm(self->uffd, mem->area, mem_len(mem), UFFDIO_REGISTER_MODE_MINOR), 0);
-	give_granule(_metadata, mem, self->uffd, TARGET, give_continue);
+	give_granule(_metadata, mem, self->uffd, TARGET, uffd_continue);
 	EXPECT_EQ(mem_count(mem, PM_PRESENT), GRANULE_NR_PAGES);
 	EXPECT_EQ(mem_whole(mem), 1);
 	EXPECT_EQ(mem_mapped(mem), 1);
@@ -178,21 +239,61 @@ TEST_F(page_granule_uffd_single, uffd_minor)
 	EXPECT_INTACT(mem);
 }
 
-/* Protect from writes, or from reads as well. */
-static int uffd_protect(int uffd, char *addr, size_t len, bool rwp, bool protect)
+/*
+ * Resolve the one fault there is, @len bytes around it; 0 or a negative errno.
+ */
+static int resolve_fault(int uffd, char *src, size_t len, char **addr)
 {
-	struct uffdio_writeprotect wp_arg = {
-		.range = { (uintptr_t)addr, len },
-		.mode = protect ? UFFDIO_WRITEPROTECT_MODE_WP : 0,
-	};
-	struct uffdio_rwprotect rwp_arg = {
-		.range = { (uintptr_t)addr, len },
-		.mode = protect ? UFFDIO_RWPROTECT_MODE_RWP : 0,
-	};
+	struct pollfd poll_fd = { .fd = uffd, .events = POLLIN };
+	struct uffd_msg msg;
 
-	if (rwp)
-		return ioctl(uffd, UFFDIO_RWPROTECT, &rwp_arg) ? -errno : 0;
-	return ioctl(uffd, UFFDIO_WRITEPROTECT, &wp_arg) ? -errno : 0;
+	if (poll(&poll_fd, 1, 10000) != 1)
+		return -ETIMEDOUT;
+	if (read(uffd, &msg, sizeof(msg)) != sizeof(msg) || msg.event != UFFD_EVENT_PAGEFAULT)
+		return -EIO;
+	*addr = (char *)(uintptr_t)msg.arg.pagefault.address;
+	return uffd_copy(uffd, (char *)((uintptr_t)*addr & ~(len - 1)), src, len);
+}
+
+static void *read_byte(void *addr)
+{
+	return (void *)(unsigned long)*(unsigned char *)addr;
+}
+
+/*
+ * Assert that a monitor resolves a fault with the unit that the kind of memory
+ * requires, private or shared.
+ */
+TEST_F(page_granule_uffd_single, uffd_resolve)
+{
+	struct mem *mem = &self->mem;
+	const size_t len = mem_unit_len(mem);
+	char *src = granule_area(GRANULE_UNTAGGED, GRANULE_SIZE, 0);
+	char *where = page_at(mem->area, TARGET_PAGE) + 7, *fault;
+	pthread_t thread;
+	int shared, ret;
+	void *byte;
+
+	ASSERT_NE(src, NULL);
+	memset(src, 0xaa, GRANULE_SIZE);
+	self->uffd = granule_uffd(0, O_NONBLOCK | UFFD_USER_MODE_ONLY);
+	if (self->uffd < 0)
+		SKIP(return, GRANULE_UFFD_REMEDY);
+	for (shared = 0; shared < 2; shared++) {
+		if (shared)
+			ASSERT_TRUE(mem_share(mem));
+		ASSERT_EQ(uffd_arm(self->uffd, mem->area, mem_len(mem),
+				   UFFDIO_REGISTER_MODE_MISSING), 0);
+		ASSERT_EQ(pthread_create(&thread, NULL, read_byte, where), 0);
+		ret = resolve_fault(self->uffd, src, len, &fault);
+		ASSERT_EQ(ret, 0);
+		ASSERT_EQ(pthread_join(thread, &byte), 0);
+		EXPECT_EQ((unsigned long)byte, 0xaa);
+		/* The address is that of the page, as it is on any memory. */
+		EXPECT_EQ(fault, where - 7);
+		EXPECT_EQ(granule_filled(mem->pagemap, mem_target(mem)), len / BASE_SIZE);
+		EXPECT_EQ(mem_count(mem, PM_PRESENT), len / BASE_SIZE);
+	}
 }
 
 /* Just the given pages are protected, whatever else is written to. */
@@ -212,6 +313,8 @@ static void protect_unit(struct __test_metadata *_metadata, struct mem *mem, int
 			 bool rwp, bool zero)
 {
 	const __u64 mode = rwp ? UFFDIO_REGISTER_MODE_RWP : UFFDIO_REGISTER_MODE_WP;
+	const uffd_call protect = rwp ? uffd_rwprotect : uffd_writeprotect;
+	const uffd_call unprotect = rwp ? uffd_rwunprotect : uffd_unprotect;
 	char *unit = mem_unit(mem);
 	const size_t len = mem_unit_len(mem);
 	pid_t pid;
@@ -226,17 +329,17 @@ static void protect_unit(struct __test_metadata *_metadata, struct mem *mem, int
 	ASSERT_EQ(uffd_arm(uffd, mem->area, mem_len(mem), mode), 0);
 	/* Zeroes are no memory that is mapped. */
 	EXPECT_EQ(mem_mapped(mem), FEW_GRANULES - zero);
-	ASSERT_EQ(uffd_protect(uffd, unit, len, rwp, true), 0);
+	ASSERT_EQ(protect(uffd, unit, NULL, len), 0);
 	EXPECT_PROTECTED(mem, rwp, 2);
 	EXPECT_EQ(mem_others_whole(mem), FEW_GRANULES - 1);
-	ASSERT_EQ(uffd_protect(uffd, unit, len, rwp, false), 0);
+	ASSERT_EQ(unprotect(uffd, unit, NULL, len), 0);
 	EXPECT_EQ(all_refused(mem, ACCESS_WRITE, SIGBUS), 0);
 	EXPECT_TRUE(mem_holds(mem));
 	if (!zero)
 		EXPECT_INTACT(mem);
 
 	/* Copied by a write, while it is protected in part; a child is not. */
-	ASSERT_EQ(uffd_protect(uffd, unit, len, rwp, true), 0);
+	ASSERT_EQ(protect(uffd, unit, NULL, len), 0);
 	pid = mem_fork(mem);
 	if (!pid) {
 		EXPECT_EQ(mem_count(mem, PM_UFFD_WP), 0);
@@ -254,10 +357,10 @@ static void protect_unit(struct __test_metadata *_metadata, struct mem *mem, int
 	granule_kill_idle(pid);
 	EXPECT_PROTECTED(mem, rwp, 5);
 	if (granule_have_swap(NULL)) {
-		mem_write_out(mem);
+		EXPECT_TRUE(mem_write_out(mem));
 		EXPECT_PROTECTED(mem, rwp, 6);
 	}
-	/* Closing it ends the remaining protection. */
+	/* To unregister the memory ends the remaining protection. */
 	ASSERT_EQ(uffd_unregister(uffd, mem->area, mem_len(mem)), 0);
 	EXPECT_EQ(mem_count(mem, PM_UFFD_WP), 0);
 	EXPECT_EQ(all_refused(mem, ACCESS_WRITE, SIGBUS), 0);
@@ -305,7 +408,7 @@ TEST_F(page_granule_uffd_single, uffd_wp_async)
 	mem_fill(mem, 1);
 	ASSERT_EQ(uffd_arm(self->uffd, mem->area, mem_len(mem), UFFDIO_REGISTER_MODE_WP), 0);
 	for (shared = 0; shared < 2; shared++) {
-		ASSERT_EQ(uffd_protect(self->uffd, mem->area, mem_len(mem), false, true), 0);
+		ASSERT_EQ(uffd_writeprotect(self->uffd, mem->area, NULL, mem_len(mem)), 0);
 		EXPECT_EQ(mem_count(mem, PM_UFFD_WP), FEW_PAGES);
 		EXPECT_INTACT(mem);
 		if (shared)
@@ -431,17 +534,6 @@ TEST_F(page_granule_uffd_single, scan_protects)
 	EXPECT_INTACT(mem);
 }
 
-static int uffd_move(int uffd, char *dst, char *src, size_t len)
-{
-	struct uffdio_move arg = {
-		.dst = (uintptr_t)dst, .src = (uintptr_t)src, .len = len,
-	};
-
-	if (ioctl(uffd, UFFDIO_MOVE, &arg))
-		return -errno;
-	return arg.move == (long long)len ? 0 : -EIO;
-}
-
 /*
  * Assert that UFFDIO_MOVE moves contents to tagged and untagged memory, and
  * leaves the neighbours of the moved pages in place.
@@ -469,9 +561,6 @@ TEST_F(page_granule_uffd_single, uffd_move)
 		EXPECT_EQ(granule_present_pages(mem->pagemap, dst, mem_len(mem)),
 			  len / BASE_SIZE);
 		EXPECT_EQ(memcmp(dst, nth(mem->model, TARGET), len), 0);
-		ksft_print_msg("%lu of 2 granules moved to %s memory are whole\n",
-			       granule_count(mem->pagemap, dst, len, GRANULE_WHOLE),
-			       kinds[i] == GRANULE_UNTAGGED ? "untagged" : "tagged");
 
 		/* The least that may be moved, out of the middle. */
 		memset(nth(mem->model, TARGET), 0, len);
@@ -520,75 +609,6 @@ struct uffd_area {
 	char *src;
 	int uffd;
 };
-
-typedef int (*uffd_call)(int uffd, char *dst, char *src, size_t len);
-
-static int uffd_copy(int uffd, char *dst, char *src, size_t len)
-{
-	struct uffdio_copy arg = {
-		.dst = (unsigned long)dst, .src = (unsigned long)src, .len = len,
-	};
-
-	return ioctl(uffd, UFFDIO_COPY, &arg) ? -errno : 0;
-}
-
-static int uffd_copy_wp(int uffd, char *dst, char *src, size_t len)
-{
-	struct uffdio_copy arg = {
-		.dst = (unsigned long)dst, .src = (unsigned long)src, .len = len,
-		.mode = UFFDIO_COPY_MODE_WP,
-	};
-
-	return ioctl(uffd, UFFDIO_COPY, &arg) ? -errno : 0;
-}
-
-static int uffd_zeropage(int uffd, char *dst, char *src, size_t len)
-{
-	struct uffdio_zeropage arg = { .range = { (unsigned long)dst, len } };
-
-	return ioctl(uffd, UFFDIO_ZEROPAGE, &arg) ? -errno : 0;
-}
-
-static int uffd_writeprotect(int uffd, char *dst, char *src, size_t len)
-{
-	struct uffdio_writeprotect arg = {
-		.range = { (unsigned long)dst, len },
-		.mode = UFFDIO_WRITEPROTECT_MODE_WP,
-	};
-
-	return ioctl(uffd, UFFDIO_WRITEPROTECT, &arg) ? -errno : 0;
-}
-
-static int uffd_unprotect(int uffd, char *dst, char *src, size_t len)
-{
-	struct uffdio_writeprotect arg = { .range = { (unsigned long)dst, len } };
-
-	return ioctl(uffd, UFFDIO_WRITEPROTECT, &arg) ? -errno : 0;
-}
-
-static int uffd_continue(int uffd, char *dst, char *src, size_t len)
-{
-	struct uffdio_continue arg = { .range = { (unsigned long)dst, len } };
-
-	return ioctl(uffd, UFFDIO_CONTINUE, &arg) ? -errno : 0;
-}
-
-static int uffd_poison(int uffd, char *dst, char *src, size_t len)
-{
-	struct uffdio_poison arg = { .range = { (unsigned long)dst, len } };
-
-	return ioctl(uffd, UFFDIO_POISON, &arg) ? -errno : 0;
-}
-
-static int uffd_rwprotect(int uffd, char *dst, char *src, size_t len)
-{
-	struct uffdio_rwprotect arg = {
-		.range = { (unsigned long)dst, len },
-		.mode = UFFDIO_RWPROTECT_MODE_RWP,
-	};
-
-	return ioctl(uffd, UFFDIO_RWPROTECT, &arg) ? -errno : 0;
-}
 
 FIXTURE(page_granule_uffd)
 {
@@ -750,8 +770,8 @@ static void uffd_close(struct uffd_area *area)
 static int uffd_map(const UFFD_VARIANT *op, struct uffd_area *area, enum granule_kind kind,
 		    bool shared)
 {
-	struct uffdio_register reg = { .mode = op->mode };
 	char *src;
+	int ret;
 
 	uffd_close(area);
 	if (!area->dst)
@@ -771,10 +791,9 @@ static int uffd_map(const UFFD_VARIANT *op, struct uffd_area *area, enum granule
 	/* Shared memory stays in the page cache, to be mapped again. */
 	if (op->call == uffd_continue && madvise(area->dst, UFFD_LEN, MADV_DONTNEED))
 		return -errno;
-	reg.range.start = (unsigned long)area->dst;
-	reg.range.len = UFFD_LEN;
-	if (ioctl(area->uffd, UFFDIO_REGISTER, &reg))
-		return -errno;
+	ret = uffd_arm(area->uffd, area->dst, UFFD_LEN, op->mode);
+	if (ret)
+		return ret;
 	return op->prepare ? op->prepare(area->uffd, area->dst, src, UFFD_LEN) : 0;
 }
 
@@ -924,6 +943,132 @@ TEST_F_TIMEOUT(page_granule_uffd, default_private, 60)
 TEST_F_TIMEOUT(page_granule_uffd, default_shared, 60)
 {
 	check_uffd(_metadata, variant, self->pagemap, GRANULE_DEFAULT, true);
+}
+
+/* madvise() in a thread of its own */
+struct uffd_advice {
+	char *addr;
+	size_t len;
+	int advice;
+	int ret;
+};
+
+static void *uffd_advise(void *arg)
+{
+	struct uffd_advice *call = arg;
+
+	call->ret = madvise(call->addr, call->len, call->advice) ? -errno : 0;
+	return NULL;
+}
+
+#define EVENT_LEN	(4 * GRANULE_SIZE)
+
+FIXTURE(page_granule_uffd_event)
+{
+	char *area;
+	int pagemap;
+	int uffd;
+};
+
+FIXTURE_VARIANT(page_granule_uffd_event)
+{
+	int advice;
+	/* The granule that becomes a contract, and is then cut */
+	unsigned int cut;
+	bool swapped;
+};
+
+FIXTURE_VARIANT_ADD(page_granule_uffd_event, dontneed)
+{
+	.advice = MADV_DONTNEED,
+};
+
+FIXTURE_VARIANT_ADD(page_granule_uffd_event, dontneed_next_vma)
+{
+	.advice = MADV_DONTNEED,
+	.cut = 1,
+};
+
+FIXTURE_VARIANT_ADD(page_granule_uffd_event, free)
+{
+	.advice = MADV_FREE,
+};
+
+FIXTURE_VARIANT_ADD(page_granule_uffd_event, free_next_vma)
+{
+	.advice = MADV_FREE,
+	.cut = 1,
+};
+
+FIXTURE_VARIANT_ADD(page_granule_uffd_event, free_swapped)
+{
+	.advice = MADV_FREE,
+	.swapped = true,
+};
+
+FIXTURE_SETUP(page_granule_uffd_event)
+{
+	ASSERT_EQ(granule_set_enabled(true), 0);
+	ASSERT_EQ(granule_set(PR_GRANULE_MMAP, BASE_SIZE), 0);
+	granule_thp_never();
+	self->uffd = granule_uffd(UFFD_FEATURE_EVENT_REMOVE, O_NONBLOCK | UFFD_USER_MODE_ONLY);
+	if (self->uffd < 0)
+		SKIP(return, GRANULE_UFFD_REMEDY);
+	if (variant->swapped && !granule_have_swap(NULL))
+		SKIP(return, GRANULE_SWAP_REMEDY);
+	self->pagemap = granule_open_pagemap();
+	ASSERT_GE(self->pagemap, 0);
+	self->area = granule_area(GRANULE_UNTAGGED, EVENT_LEN, 0);
+	ASSERT_NE(self->area, NULL);
+	memset(self->area, 1, EVENT_LEN);
+}
+
+FIXTURE_TEARDOWN(page_granule_uffd_event)
+{
+	EXPECT_TRUE(granule_invariants_hold());
+	close(self->uffd);
+	close(self->pagemap);
+	munmap(self->area, EVENT_LEN);
+}
+
+/*
+ * Assert that madvise() refuses to cut a contract that replaces its range while
+ * it waits for the monitor. It must not touch what lies behind its range.
+ */
+TEST_F(page_granule_uffd_event, remove_then_contract)
+{
+	char *cut = nth(self->area, variant->cut), *behind = nth(self->area, variant->cut + 1);
+	struct uffd_advice call = {
+		self->area, cut - self->area + GRANULE_SIZE - BASE_SIZE, variant->advice,
+	};
+	struct pollfd poll_event = { self->uffd, POLLIN };
+	struct uffd_msg msg;
+	pthread_t thread;
+	unsigned int i;
+
+	/* Only the first granule has a monitor, and thereby is a VMA of its own. */
+	ASSERT_EQ(uffd_arm(self->uffd, self->area, GRANULE_SIZE, UFFDIO_REGISTER_MODE_MISSING), 0);
+	ASSERT_EQ(pthread_create(&thread, NULL, uffd_advise, &call), 0);
+	ASSERT_EQ(poll(&poll_event, 1, 10 * 1000), 1);
+
+	/* A contract of single pages, which MADV_FREE examines one by one */
+	ASSERT_EQ(granule_map(GRANULE_CONTRACT, false, cut, GRANULE_SIZE, MAP_FIXED), cut);
+	ASSERT_EQ(madvise(cut, GRANULE_SIZE, MADV_NOHUGEPAGE), 0);
+	memset(cut, 2, GRANULE_SIZE);
+	for (i = 0; variant->swapped && i < 100 && granule_present(self->pagemap, cut); i++) {
+		ASSERT_EQ(madvise(cut, GRANULE_SIZE, MADV_PAGEOUT), 0);
+		usleep(10 * 1000);
+	}
+	if (variant->swapped)
+		ASSERT_EQ(granule_present(self->pagemap, cut), 0);
+
+	ASSERT_EQ(read(self->uffd, &msg, sizeof(msg)), (ssize_t)sizeof(msg));
+	EXPECT_EQ(msg.event, UFFD_EVENT_REMOVE);
+	ASSERT_EQ(pthread_join(thread, NULL), 0);
+	EXPECT_EQ(call.ret, -EINVAL);
+	EXPECT_TRUE(granule_is_filled(cut, GRANULE_SIZE, 2));
+	EXPECT_EQ(granule_smaps_kb(behind, self->area + EVENT_LEN - behind, "LazyFree:"), 0);
+	EXPECT_TRUE(granule_is_filled(behind, self->area + EVENT_LEN - behind, 1));
 }
 
 int main(int argc, char **argv)

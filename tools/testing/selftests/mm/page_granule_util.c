@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <linux/loop.h>
 #include <linux/mempolicy.h>
 #include <linux/userfaultfd.h>
 #include <setjmp.h>
@@ -16,7 +16,6 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
-#include <sys/swap.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -50,15 +49,7 @@ void granule_require(void)
 
 int granule_set_enabled(bool enabled)
 {
-	int fd = open(GRANULE_SYSFS "enabled", O_WRONLY);
-	int ret = 0;
-
-	if (fd < 0)
-		return -errno;
-	if (write(fd, enabled ? "1" : "0", 1) != 1)
-		ret = -errno;
-	close(fd);
-	return ret;
+	return granule_write(GRANULE_SYSFS "enabled", enabled ? "1" : "0");
 }
 
 /*
@@ -71,16 +62,26 @@ bool granule_repair(bool on)
 }
 
 /*
- * Ask the kernel to check the granules of this process, at the end of a test. A
+ * Ask the kernel to check the granules of a process, at the end of a test. A
  * kernel that has no checker, or a process that may not ask, has nothing to
- * say.
+ * say. Any other error means that nothing, or not everything, has been checked.
  */
+bool granule_invariants_hold_in(pid_t pid)
+{
+	char text[16];
+	int ret;
+
+	snprintf(text, sizeof(text), "%d", pid);
+	ret = granule_write("/sys/kernel/debug/page_granule/check", text);
+	if (!ret || ret == -ENOENT || ret == -EACCES || ret == -EPERM)
+		return true;
+	ksft_print_msg("the check of process %d: %s\n", pid, strerror(-ret));
+	return false;
+}
+
 bool granule_invariants_hold(void)
 {
-	char pid[16];
-
-	snprintf(pid, sizeof(pid), "%d", getpid());
-	return granule_write("/sys/kernel/debug/page_granule/check", pid) != -EUCLEAN;
+	return granule_invariants_hold_in(getpid());
 }
 
 static void restore_enabled(void)
@@ -692,21 +693,10 @@ bool granule_same_text(const char *before, const char *after)
 /* A /proc/vmstat counter, or ULONG_MAX if this kernel has none of that name. */
 unsigned long granule_vmstat(const char *name)
 {
-	unsigned long val, ret = ULONG_MAX;
-	char line[128], key[100];
-	FILE *fp;
+	char key[100];
 
-	fp = fopen("/proc/vmstat", "r");
-	if (!fp)
-		return ULONG_MAX;
-	while (fgets(line, sizeof(line), fp)) {
-		if (sscanf(line, "%99s %lu", key, &val) == 2 && !strcmp(key, name)) {
-			ret = val;
-			break;
-		}
-	}
-	fclose(fp);
-	return ret;
+	snprintf(key, sizeof(key), "%s ", name);
+	return granule_proc_number("/proc/vmstat", key);
 }
 
 /* Add up a field of smaps over the VMAs that meet [addr, addr + len). */
@@ -732,6 +722,33 @@ unsigned long granule_rss_kb(const char *addr, size_t len)
 unsigned long granule_mapped_kb(const char *addr, size_t len)
 {
 	return sum_smaps_kb(addr, len, offsetof(struct granule_smaps, granule_mapped));
+}
+
+/* The CPU time of all kernel threads, in seconds. */
+double granule_kthread_seconds(void)
+{
+	const unsigned long kthread = 0x00200000;	/* PF_KTHREAD */
+	unsigned long flags, user, sys, ticks = 0;
+	char path[300], text[512], *p;
+	struct dirent *entry;
+	DIR *dir;
+
+	dir = opendir("/proc");
+	while (dir && (entry = readdir(dir))) {
+		if (*entry->d_name < '0' || *entry->d_name > '9')
+			continue;
+		snprintf(path, sizeof(path), "/proc/%s/stat", entry->d_name);
+		/* It may have ended. */
+		if (access(path, R_OK) || read_file(path, text, sizeof(text)) <= 0)
+			continue;
+		p = strrchr(text, ')');
+		if (p && sscanf(p + 2, "%*c %*d %*d %*d %*d %*d %lu %*u %*u %*u %*u %lu %lu",
+				&flags, &user, &sys) == 3 && (flags & kthread))
+			ticks += user + sys;
+	}
+	if (dir)
+		closedir(dir);
+	return (double)ticks / sysconf(_SC_CLK_TCK);
 }
 
 long minor_faults(void)
@@ -809,7 +826,7 @@ void granule_fail_nowait(bool nowait)
 	/* At no time all of them: this task goes on to allocate as well. */
 	if (nowait)
 		granule_write(FAIL_DIR "ignore-gfp-wait", "Y");
-	granule_write(FAIL_DIR "min-order", nowait ? "0" : "4");
+	granule_fail_min_order(nowait ? 0 : GRANULE_ORDER);
 	if (!nowait)
 		granule_write(FAIL_DIR "ignore-gfp-wait", "N");
 }
@@ -895,7 +912,10 @@ static void on_fault(int sig, siginfo_t *info, void *context)
 
 bool granule_catch_faults(void)
 {
-	struct sigaction sa = { .sa_sigaction = on_fault, .sa_flags = SA_SIGINFO };
+	struct sigaction sa = {
+		.sa_sigaction = on_fault,
+		.sa_flags = SA_SIGINFO | SA_ONSTACK,
+	};
 
 	return !sigaction(SIGBUS, &sa, NULL) && !sigaction(SIGSEGV, &sa, NULL);
 }
@@ -961,12 +981,8 @@ int granule_bind_to(int node)
 	return syscall(__NR_set_mempolicy, MPOL_BIND, &mask, 8 * sizeof(mask));
 }
 
-/*
- * move_pages() of @nr pages in a row; without @nodes it only tells where they
- * are. A page that is not memory of the process has a negative errno for its
- * status.
- */
-long granule_move_pages(char *area, unsigned long nr, const int *nodes, int *status)
+static long move_pages_by(char *area, unsigned long nr, const int *nodes, int *status,
+			  int flags)
 {
 	void **pages = calloc(nr, sizeof(*pages));
 	unsigned long i;
@@ -976,11 +992,65 @@ long granule_move_pages(char *area, unsigned long nr, const int *nodes, int *sta
 		return -ENOMEM;
 	for (i = 0; i < nr; i++)
 		pages[i] = area + i * BASE_SIZE;
-	ret = syscall(__NR_move_pages, 0, nr, pages, nodes, status, MPOL_MF_MOVE);
+	ret = syscall(__NR_move_pages, 0, nr, pages, nodes, status, flags);
 	if (ret < 0)
 		ret = -errno;
 	free(pages);
 	return ret;
+}
+
+/*
+ * move_pages() of @nr pages in a row; without @nodes it only tells where they
+ * are. A page that is not memory of the process has a negative errno for its
+ * status.
+ */
+long granule_move_pages(char *area, unsigned long nr, const int *nodes, int *status)
+{
+	return move_pages_by(area, nr, nodes, status, MPOL_MF_MOVE);
+}
+
+/*
+ * Move @nr pages to @node, those that others map as well, which root may do.
+ * Returns 0 if all of them are there, or a negative errno.
+ */
+int granule_move_all_to(char *area, unsigned long nr, int node)
+{
+	int *nodes = calloc(2 * nr, sizeof(*nodes));
+	unsigned long i;
+	long ret;
+
+	if (!nodes)
+		return -ENOMEM;
+	for (i = 0; i < nr; i++)
+		nodes[i] = node;
+	ret = move_pages_by(area, nr, nodes, nodes + nr, MPOL_MF_MOVE_ALL);
+	free(nodes);
+	if (ret < 0)
+		return ret;
+	return granule_pages_on(area, nr, node, NULL) == nr ? 0 : -EIO;
+}
+
+/*
+ * How many of @nr pages are on @node? @memory gets the number of those that are
+ * memory at all; it may be NULL.
+ */
+unsigned long granule_pages_on(char *area, unsigned long nr, int node, unsigned long *memory)
+{
+	unsigned long i, here = 0, there = 0;
+	int *status = calloc(nr, sizeof(*status));
+	long ret;
+
+	ret = status ? granule_move_pages(area, nr, NULL, status) : -ENOMEM;
+	if (ret)
+		ksft_exit_fail_msg("cannot tell where pages are: %s\n", strerror(-ret));
+	for (i = 0; i < nr; i++) {
+		there += status[i] >= 0;
+		here += status[i] == node;
+	}
+	free(status);
+	if (memory)
+		*memory = there;
+	return here;
 }
 
 /*
@@ -992,20 +1062,43 @@ unsigned long granule_on_node(char *area, unsigned long nr, int node, bool move)
 {
 	const unsigned long nr_pages = nr * GRANULE_NR_PAGES;
 	int *nodes = calloc(2 * nr_pages, sizeof(*nodes)), *status = nodes + nr_pages;
-	unsigned long i, n = 0, here = 0;
+	unsigned long i, here = 0;
+	bool moved;
 
 	for (i = 0; nodes && i < nr_pages; i++)
 		nodes[i] = node;
-	if (nodes && (!move || !granule_move_pages(area, nr_pages, nodes, status)) &&
-	    !granule_move_pages(area, nr_pages, NULL, status)) {
-		for (i = 0; i < nr_pages; i++) {
-			n = i % GRANULE_NR_PAGES ? n : 0;
-			n += status[i] == node;
-			here += n == GRANULE_NR_PAGES;
-		}
-	}
+	moved = nodes && (!move || !granule_move_pages(area, nr_pages, nodes, status));
+	for (i = 0; moved && i < nr; i++)
+		here += granule_pages_on(nth(area, i), GRANULE_NR_PAGES, node, NULL) ==
+			GRANULE_NR_PAGES;
 	free(nodes);
 	return here;
+}
+
+/* Memory that the kernel does not use for itself can be taken offline. */
+bool granule_block_movable(unsigned long block)
+{
+	char path[PATH_MAX], text[128];
+
+	snprintf(path, sizeof(path), MEMORY_BLOCKS "/memory%lu/valid_zones", block);
+	return read_file(path, text, sizeof(text)) > 0 &&
+	       !strncmp(text, "Movable", strlen("Movable"));
+}
+
+/*
+ * To take a block offline may wait for ever for pages in use. The alarm ends
+ * that, so the caller has to handle SIGALRM. Returns 0 or a negative errno.
+ */
+int granule_set_block(unsigned long block, const char *state, unsigned int seconds)
+{
+	char path[PATH_MAX];
+	int ret;
+
+	snprintf(path, sizeof(path), MEMORY_BLOCKS "/memory%lu/state", block);
+	alarm(seconds);
+	ret = granule_write(path, state);
+	alarm(0);
+	return ret;
 }
 
 /* Returns 0 or a negative errno. */
@@ -1033,20 +1126,12 @@ int granule_cg_write(const char *dir, const char *name, const char *text)
 /* A line of /proc/meminfo, or 0. */
 unsigned long granule_meminfo_kb(const char *name)
 {
-	const size_t len = strlen(name);
-	unsigned long kb = 0;
-	char line[128];
-	FILE *fp;
+	char key[64];
+	long kb;
 
-	fp = fopen("/proc/meminfo", "r");
-	if (!fp)
-		return 0;
-	while (fgets(line, sizeof(line), fp)) {
-		if (!strncmp(line, name, len) && sscanf(line + len, ": %lu kB", &kb) == 1)
-			break;
-	}
-	fclose(fp);
-	return kb;
+	snprintf(key, sizeof(key), "%s:", name);
+	kb = granule_proc_number("/proc/meminfo", key);
+	return kb < 0 ? 0 : kb;
 }
 
 /* Find where cgroup2 is mounted; @path has room for PATH_MAX. */
@@ -1138,6 +1223,26 @@ pid_t granule_cg_fork(const struct granule_cg *cg)
 }
 
 /*
+ * The charge of a cgroup in kB, as soon as it falls no more: frees are batched.
+ * With @shrink the shrinkers are called meanwhile, which skip folios in use.
+ */
+long granule_cg_settled(const char *dir, bool shrink)
+{
+	long least = LONG_MAX, now;
+	unsigned int still = 0;
+
+	while (still < 4) {
+		if (shrink)
+			granule_write(DROP_CACHES, "2");
+		usleep(100 * 1000);
+		now = granule_cg_read(dir, "memory.current", NULL) / 1024;
+		still = now < least ? 0 : still + 1;
+		least = now < least ? now : least;
+	}
+	return least;
+}
+
+/*
  * Settings that granule_save_settings() knows nothing of, put back when the
  * program ends. To be called before the harness starts.
  */
@@ -1179,40 +1284,6 @@ bool granule_child_ends(pid_t pid)
 
 	return waitpid(pid, &status, 0) == pid && WIFEXITED(status) &&
 	       !WEXITSTATUS(status);
-}
-
-#define ZRAM_CONTROL	"/sys/class/zram-control/"
-
-/*
- * A compressed disk in memory of our own; @dev becomes "" if there can be none.
- */
-void granule_zram_create(char *dev, size_t size, unsigned int megabytes)
-{
-	char text[32], path[64];
-	unsigned long id;
-
-	*dev = 0;
-	if (read_file(ZRAM_CONTROL "hot_add", text, sizeof(text)) <= 0)
-		return;
-	id = strtoul(text, NULL, 10);
-	snprintf(path, sizeof(path), "/sys/block/zram%lu/disksize", id);
-	snprintf(text, sizeof(text), "%uM", megabytes);
-	if (granule_write(path, text))
-		return;
-	snprintf(dev, size, "/dev/zram%lu", id);
-}
-
-/* Swapping to it must have been switched off. */
-void granule_zram_remove(const char *dev)
-{
-	const char *id = dev + strlen("/dev/zram");
-	char path[64];
-
-	if (!*dev)
-		return;
-	snprintf(path, sizeof(path), "/sys/block/zram%s/reset", id);
-	granule_write(path, "1");
-	granule_write(ZRAM_CONTROL "hot_remove", id);
 }
 
 /* Write the header that mkswap(8) writes. */
@@ -1265,165 +1336,6 @@ bool granule_have_swap(struct granule_swaps *swaps)
 	return swaps->free_kb >= 64 << 10;
 }
 
-/*
- * The swap space that the program finds, and a file of its own. A file has no
- * 16 slots in a row, so that swap-out splits a folio.
- */
-#define MAX_SWAPS	8
-#define SWAP_FILE_MB	96U
-
-static struct swap {
-	char path[128];
-	int prio;
-} swaps[MAX_SWAPS];
-static unsigned int nr_swaps;
-
-/* A file in a file system, on a loop device, on a file in memory. */
-static struct swap_file {
-	char ramfs[32];
-	char image[64];
-	char loop[32];
-	char dir[32];
-	char path[64];
-	bool usable;
-} swap_file;
-
-static void save_swaps(void)
-{
-	char line[PATH_MAX];
-	FILE *fp;
-
-	fp = fopen("/proc/swaps", "r");
-	while (fp && nr_swaps < MAX_SWAPS && fgets(line, sizeof(line), fp))
-		nr_swaps += sscanf(line, "%127s %*s %*u %*u %d", swaps[nr_swaps].path,
-				   &swaps[nr_swaps].prio) == 2;
-	if (fp)
-		fclose(fp);
-}
-
-void granule_swap_to_found(void)
-{
-	unsigned int i;
-	int flags;
-
-	for (i = 0; i < nr_swaps; i++) {
-		flags = swaps[i].prio < 0 ? 0 : SWAP_FLAG_PREFER | swaps[i].prio;
-		swapon(swaps[i].path, flags);
-	}
-	if (swap_file.usable)
-		swapoff(swap_file.path);
-}
-
-bool granule_swap_to_file(void)
-{
-	unsigned int i;
-
-	if (!swap_file.usable || (swapon(swap_file.path, 0) && errno != EBUSY))
-		return false;
-	for (i = 0; i < nr_swaps; i++) {
-		if (swapoff(swaps[i].path) && errno != EINVAL)
-			return false;
-	}
-	return true;
-}
-
-/* Attach a loop device to the image, or, without one, detach it. */
-static bool set_loop(const char *image)
-{
-	int fd, loop, nr;
-	bool done;
-
-	if (!image) {
-		loop = open(swap_file.loop, O_RDWR);
-		done = loop >= 0 && !ioctl(loop, LOOP_CLR_FD, 0);
-		close(loop);
-		return done;
-	}
-	fd = open("/dev/loop-control", O_RDWR);
-	nr = fd < 0 ? -1 : ioctl(fd, LOOP_CTL_GET_FREE);
-	close(fd);
-	if (nr < 0)
-		return false;
-	snprintf(swap_file.loop, sizeof(swap_file.loop), "/dev/loop%d", nr);
-	fd = open(image, O_RDWR);
-	loop = open(swap_file.loop, O_RDWR);
-	done = fd >= 0 && loop >= 0 && !ioctl(loop, LOOP_SET_FD, fd);
-	if (!done)
-		*swap_file.loop = 0;
-	close(fd);
-	close(loop);
-	return done;
-}
-
-static bool mount_at(char *dir, size_t size, const char *dev, const char *type)
-{
-	snprintf(dir, size, "/tmp/page_granule.XXXXXX");
-	if (mkdtemp(dir)) {
-		if (!mount(dev, dir, type, 0, NULL))
-			return true;
-		rmdir(dir);
-	}
-	*dir = 0;
-	return false;
-}
-
-static void unmount_from(char *dir)
-{
-	if (!*dir)
-		return;
-	umount(dir);
-	rmdir(dir);
-}
-
-static void remove_swap_file(void)
-{
-	granule_swap_to_found();
-	unmount_from(swap_file.dir);
-	if (*swap_file.loop)
-		set_loop(NULL);
-	unmount_from(swap_file.ramfs);
-}
-
-/* All of it is there, so that nothing is allocated to swap out. */
-static bool fill_file(const char *path, unsigned int megabytes)
-{
-	static char zeroes[64 * 1024];
-	bool done = true;
-	unsigned long i;
-	int fd;
-
-	fd = open(path, O_WRONLY | O_CREAT | O_EXCL, 0600);
-	if (fd < 0)
-		return false;
-	for (i = 0; done && i < megabytes * MIB; i += sizeof(zeroes))
-		done = write(fd, zeroes, sizeof(zeroes)) == sizeof(zeroes);
-	done = done && !fsync(fd);
-	posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
-	close(fd);
-	return done;
-}
-
-void granule_create_swap_file(void)
-{
-	char command[128];
-
-	save_swaps();
-	atexit(remove_swap_file);
-	if (!mount_at(swap_file.ramfs, sizeof(swap_file.ramfs), "none", "ramfs"))
-		return;
-	snprintf(swap_file.image, sizeof(swap_file.image), "%s/image", swap_file.ramfs);
-	if (!fill_file(swap_file.image, SWAP_FILE_MB + 16) || !set_loop(swap_file.image))
-		return;
-	snprintf(command, sizeof(command), "mke2fs -F -b 4096 %s >/dev/null 2>&1",
-		 swap_file.loop);
-	if (system(command) ||
-	    !mount_at(swap_file.dir, sizeof(swap_file.dir), swap_file.loop, "ext4"))
-		return;
-	snprintf(swap_file.path, sizeof(swap_file.path), "%s/swap", swap_file.dir);
-	swap_file.usable = fill_file(swap_file.path, SWAP_FILE_MB) &&
-			   granule_make_swap(swap_file.path, SWAP_FILE_MB);
-}
-
 static unsigned long pattern(size_t pos, unsigned int seed)
 {
 	return (pos + 1) * 0x9e3779b97f4a7c15UL ^ seed;
@@ -1447,4 +1359,38 @@ bool granule_check(const char *addr, size_t len, unsigned int seed)
 			return false;
 	}
 	return true;
+}
+
+/*
+ * A field of /proc/PID/stat, counted from 1 as in proc_pid_stat(5), or 0. The
+ * name, field 2, ends at the last parenthesis and may hold spaces.
+ */
+unsigned long granule_stat_field(pid_t pid, int field)
+{
+	char path[64], *p;
+	int i;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+	p = strrchr(granule_read_proc(path), ')');
+	for (i = 2; p && i < field; i++)
+		p = strchr(p + 1, ' ');
+	return p ? strtoul(p + 1, NULL, 10) : 0;
+}
+
+/*
+ * The number after @name, which ends with its colon, in smaps: of all VMAs that
+ * meet [addr, addr + len), in kB. Returns -1 if none of them has it.
+ */
+long granule_smaps_kb(const void *addr, size_t len, const char *name)
+{
+	char *text = granule_smaps_text(addr, len), *line = text;
+	long kb = -1;
+
+	for (; line; line = strchr(line, '\n')) {
+		line += *line == '\n';
+		if (!strncmp(line, name, strlen(name)))
+			kb = (kb < 0 ? 0 : kb) + atol(line + strlen(name));
+	}
+	free(text);
+	return kb;
 }

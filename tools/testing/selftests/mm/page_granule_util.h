@@ -117,11 +117,10 @@
 #define NUMA_BALANCING		"/proc/sys/kernel/numa_balancing"
 #define GUP_TEST		"/sys/kernel/debug/gup_test"
 #define MEMORY_BLOCKS		"/sys/devices/system/memory"
+#define DROP_CACHES		"/proc/sys/vm/drop_caches"
 
 /* Why a test is skipped, and what to do about it. */
 #define GRANULE_SWAP_REMEDY	"no swap: swapon a device with 64 MiB free"
-#define GRANULE_SWAP_FILE_REMEDY \
-	"no swap file: set CONFIG_BLK_DEV_LOOP=y and CONFIG_EXT4_FS=y, have mke2fs in PATH"
 #define GRANULE_NODES_REMEDY	"not two nodes with memory: boot with numa=fake=2"
 #define GRANULE_UFFD_REMEDY	"no userfaultfd: build the kernel with CONFIG_USERFAULTFD=y"
 #define GRANULE_GUP_REMEDY	"no " GUP_TEST ": set CONFIG_GUP_TEST=y, mount debugfs"
@@ -278,11 +277,13 @@ bool granule_same_text(const char *before, const char *after);
 unsigned long granule_vmstat(const char *name);
 unsigned long granule_rss_kb(const char *addr, size_t len);
 unsigned long granule_mapped_kb(const char *addr, size_t len);
+double granule_kthread_seconds(void);
 long minor_faults(void);
 long granule_faults(void);
 
 bool granule_repair(bool on);
 bool granule_invariants_hold(void);
+bool granule_invariants_hold_in(pid_t pid);
 bool granule_fail_prepare(struct granule_fail *fail);
 void granule_fail_order4(bool fail);
 void granule_fail_nowait(bool nowait);
@@ -305,6 +306,10 @@ bool granule_two_nodes(void);
 int granule_bind_to(int node);
 unsigned long granule_on_node(char *area, unsigned long nr, int node, bool move);
 long granule_move_pages(char *area, unsigned long nr, const int *nodes, int *status);
+int granule_move_all_to(char *area, unsigned long nr, int node);
+unsigned long granule_pages_on(char *area, unsigned long nr, int node, unsigned long *memory);
+bool granule_block_movable(unsigned long block);
+int granule_set_block(unsigned long block, const char *state, unsigned int seconds);
 
 int granule_write(const char *path, const char *text);
 unsigned long granule_meminfo_kb(const char *name);
@@ -314,21 +319,24 @@ bool granule_cg_create(struct granule_cg *cg);
 void granule_cg_remove(struct granule_cg *cg);
 long granule_cg_read(const char *dir, const char *name, const char *key);
 pid_t granule_cg_fork(const struct granule_cg *cg);
+long granule_cg_settled(const char *dir, bool shrink);
 
 bool granule_save_setting(const char *path);
 void granule_restore_settings(void);
 bool granule_child_ends(pid_t pid);
 
-void granule_zram_create(char *dev, size_t size, unsigned int megabytes);
-void granule_zram_remove(const char *dev);
 bool granule_make_swap(const char *dev, unsigned int megabytes);
 void granule_read_swaps(struct granule_swaps *swaps);
 bool granule_have_swap(struct granule_swaps *swaps);
-void granule_create_swap_file(void);
-bool granule_swap_to_file(void);
-void granule_swap_to_found(void);
 
 void granule_fill(char *addr, size_t len, unsigned int seed);
 bool granule_check(const char *addr, size_t len, unsigned int seed);
+
+/* Fields of /proc/PID/stat. */
+#define GRANULE_STAT_STARTSTACK	28
+#define GRANULE_STAT_START_BRK	47
+
+unsigned long granule_stat_field(pid_t pid, int field);
+long granule_smaps_kb(const void *addr, size_t len, const char *name);
 
 #endif /* __PAGE_GRANULE_UTIL_H__ */
