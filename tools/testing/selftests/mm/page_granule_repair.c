@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/mempolicy.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -767,6 +768,69 @@ TEST_F_TIMEOUT(page_granule_repair, moved_stays, 60)
 #define ATTACK_SECONDS		15.0
 #define ATTACKER_UID		1000
 #define SPLICES_A_PIPE		14UL
+/*
+ * Assert that repair interleaves granules as the policy of their VMA does. Each
+ * granule has single pages on both nodes before.
+ */
+TEST_F_TIMEOUT(page_granule_repair, interleaved, 60)
+{
+	const unsigned long mask = 3;
+	unsigned long i, page;
+	char *area;
+
+	if (!granule_two_nodes())
+		SKIP(return, GRANULE_NODES_REMEDY);
+	ASSERT_TRUE(granule_repair(false));
+	area = granule_area(GRANULE_DEFAULT, FEW_GRANULES * GRANULE_SIZE, 0);
+	ASSERT_NE(area, NULL);
+	ASSERT_EQ(syscall(__NR_mbind, area, FEW_GRANULES * GRANULE_SIZE, MPOL_INTERLEAVE, &mask,
+			  8 * sizeof(mask), 0), 0);
+	memset(area, 1, FEW_GRANULES * GRANULE_SIZE);
+	for (i = 0; i < FEW_GRANULES; i++) {
+		ASSERT_TRUE(granule_give_back(nth(area, i), 0, GRANULE_NR_PAGES - 1));
+		for (page = 0; page < GRANULE_NR_PAGES - 1; page++)
+			*page_at(nth(area, i), page) = 1;
+		ASSERT_EQ(granule_state(self->pagemap, nth(area, i)), GRANULE_BROKEN);
+	}
+	ASSERT_TRUE(granule_repair(true));
+	for (i = 0; i < FEW_GRANULES; i++)
+		EXPECT_GE(granule_until_whole(self->pagemap, nth(area, i), REPAIR_LIMIT), 0);
+	EXPECT_EQ(granule_on_node(area, FEW_GRANULES, 0, false), FEW_GRANULES / 2);
+	EXPECT_EQ(granule_on_node(area, FEW_GRANULES, 1, false), FEW_GRANULES / 2);
+}
+
+/*
+ * Assert that MADV_COLLAPSE fails for a granule that is in use, though all else
+ * in its range can become a huge page.
+ */
+TEST_F_TIMEOUT(page_granule_repair, collapse_beside_huge, 60)
+{
+	const size_t len = GRANULE_SIZE + PMD_SIZE;
+	char *res, *area;
+	struct iovec iov;
+	int fds[2];
+
+	ASSERT_TRUE(granule_repair(false));
+	res = mmap(NULL, 4 * PMD_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ASSERT_NE(res, MAP_FAILED);
+	area = (char *)(((uintptr_t)res + 2 * PMD_SIZE) & ~(PMD_SIZE - 1)) - GRANULE_SIZE;
+	ASSERT_EQ(granule_map(GRANULE_DEFAULT, false, area, len, MAP_FIXED), area);
+	memset(area, 1, len);
+	ASSERT_TRUE(granule_break(area, 3));
+	iov = (struct iovec){ page_at(area, 5), BASE_SIZE };
+	ASSERT_EQ(pipe(fds), 0);
+	ASSERT_EQ(vmsplice(fds[1], &iov, 1, 0), (ssize_t)BASE_SIZE);
+
+	errno = 0;
+	EXPECT_EQ(madvise(area, len, MADV_COLLAPSE), -1);
+	EXPECT_EQ(errno, EAGAIN);
+	close(fds[0]);
+	close(fds[1]);
+	EXPECT_EQ(madvise(area, len, MADV_COLLAPSE), 0);
+	EXPECT_EQ(granule_state(self->pagemap, area), GRANULE_WHOLE);
+	munmap(res, 4 * PMD_SIZE);
+}
+
 #define PIPE_PAGES_SOFT		"/proc/sys/fs/pipe-user-pages-soft"
 
 /*
