@@ -22,7 +22,7 @@ die()
 # Fail unless there is a tree: git would take the repository around it.
 need_tree()
 {
-	[ -d "$linux/.git" ] || die "no build/linux; run \"make tree\""
+	[ -e "$linux/.git" ] || die "no build/linux; run \"make tree\""
 }
 
 note()
