@@ -99,12 +99,12 @@ int page_granule_split_page(struct vm_area_struct *vma, unsigned long addr,
 	int err = 0;
 
 	mmap_assert_locked(vma->vm_mm);
-	if (wait)
+	if (wait) {
 		folio_lock(folio);
-	else if (!folio_trylock(folio))
-		return -EAGAIN;
-	if (wait)
 		folio_wait_writeback(folio);
+	} else if (!folio_trylock(folio)) {
+		return -EAGAIN;
+	}
 	if (folio_test_large(folio))
 		err = split_huge_page(page);
 	folio = page_folio(page);

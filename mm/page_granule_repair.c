@@ -213,7 +213,7 @@ void __page_granule_exit(struct mm_struct *mm)
 	spin_unlock(&repair_lock);
 	kfree(slot);
 
-	/* From now on, repair_trylock() fails: wait only if it has not. */
+	/* mm_users is 0: the worker gets no new lock. Wait for one it may have. */
 	if (turn) {
 		mmap_write_lock(mm);
 		mmap_write_unlock(mm);
