@@ -336,7 +336,7 @@ TEST_F(page_granule_single, device_exclusive)
 }
 
 #define IDLE_BITMAP	"/sys/kernel/mm/page_idle/bitmap"
-#define MAX_TRIES	5
+#define MAX_TRIES	100
 
 static bool idle_set(int fd, unsigned long pfn)
 {
@@ -384,7 +384,7 @@ static bool idle_until_used(const struct mem *mem, int fd, char *granule, unsign
 
 /*
  * Assert that page_idle tracks a granule by any of its pages. A granule may be
- * migrated, but not each time.
+ * migrated, or off the LRU list for other reasons, but not for a second.
  */
 TEST_F(page_granule_single, page_idle)
 {
@@ -401,6 +401,7 @@ TEST_F(page_granule_single, page_idle)
 			if (idle_until_used(mem, fd, nth(mem->area, i),
 					    (2 * i + 1) % GRANULE_NR_PAGES))
 				break;
+			usleep(10 * 1000);
 		}
 		EXPECT_LT(tries, MAX_TRIES);
 	}
