@@ -9,8 +9,8 @@
  *                                  mappings are placed. fs/exec.c tags the
  *                                  stack, mmap.c tags brk() memory and .bss
  *   page_granule_sysfs.c           /sys/kernel/mm/page_granule
- *   page_granule_contract.c        system calls that would cut a contract
- *                                  granule
+ *   page_granule_contract.c        mremap() and MADV_FREE of contract granules;
+ *                                  other calls ask page_granule_check_range()
  *   page_granule_alloc.c           folios for granules: where from, how much
  *                                  effort, whom to charge
  *   page_granule_fault.c           populate, copy-on-write, reuse, fork
@@ -22,7 +22,8 @@
  *                                  granule
  *   page_granule_events.c          counters and tracepoints; asks for repair
  *   page_granule_repair.c          hints to broken granules, and the worker
- *                                  that takes them: how much it may do
+ *                                  that takes them: how much it may do, and
+ *                                  how often it tries
  *   page_granule_collapse.c        which broken granules may be repaired, and
  *                                  how: one folio for their pages, for the
  *                                  worker and MADV_COLLAPSE
