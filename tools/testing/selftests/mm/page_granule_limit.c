@@ -253,6 +253,16 @@ FIXTURE_TEARDOWN(page_granule_limit_cgroup)
 	granule_cg_remove(&self->cg);
 }
 
+/* Pages that are charged in advance are those of one CPU from now on. */
+static int stay_on_cpu(void)
+{
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET(sched_getcpu(), &set);
+	return sched_setaffinity(0, sizeof(set), &set);
+}
+
 #define ROOM_TOUCHES	(MIB / BASE_SIZE)
 
 static int set_limit(const struct granule_cg *cg, const char *name, long limit)
@@ -307,14 +317,9 @@ TEST_F_TIMEOUT(page_granule_limit_cgroup, room_for_few, 60)
 			char *rest = granule_area(GRANULE_UNTAGGED, 8 * MIB, 0);
 			int pagemap = granule_open_pagemap();
 			char *granule = nth(area, 1);
-			cpu_set_t set;
 			long current;
 
-			/* Pages charged in advance are those of one CPU. */
-			CPU_ZERO(&set);
-			CPU_SET(sched_getcpu(), &set);
-			if (!area || !rest || pagemap < 0 ||
-			    sched_setaffinity(0, sizeof(set), &set))
+			if (!area || !rest || pagemap < 0 || stay_on_cpu())
 				_exit(1);
 			*area = 1;	/* the page table */
 			if (!leave_room(&self->cg, rest, rooms[i]))
@@ -424,13 +429,20 @@ static long swapped_for_copies(struct granule_cg *cg, enum granule_kind kind)
 	return granule_cg_read(cg->dir, "memory.stat", "pswpout") - before;
 }
 
-/* Assert that copying 15 neighbours of a page swaps nothing out. */
+/*
+ * Assert that copying 15 neighbours of a page swaps nothing out.
+ *
+ * The limit lets most granules be copied as a whole, and one page of each other
+ * granule. It is lower than what copies of all granules would take.
+ */
 TEST_F_TIMEOUT(page_granule_limit_cgroup, no_more_for_copies, 60)
 {
 	long base, granule;
 
 	if (!granule_have_swap(NULL))
 		SKIP(return, GRANULE_SWAP_REMEDY);
+	ASSERT_EQ(stay_on_cpu(), 0);
+	ASSERT_EQ(granule_cg_write(self->cg.dir, "memory.max", "11M"), 0);
 	ASSERT_EQ(granule_cg_write(self->cg.dir, "memory.swap.max", "max"), 0);
 	base = swapped_for_copies(&self->cg, GRANULE_UNTAGGED);
 	granule = swapped_for_copies(&self->cg, GRANULE_DEFAULT);
