@@ -336,7 +336,7 @@ TEST_F(page_granule_single, device_exclusive)
 }
 
 #define IDLE_BITMAP	"/sys/kernel/mm/page_idle/bitmap"
-#define MAX_TRIES	100
+#define IDLE_TRIES	100
 
 static bool idle_set(int fd, unsigned long pfn)
 {
@@ -397,13 +397,13 @@ TEST_F(page_granule_single, page_idle)
 		SKIP(return, "no " IDLE_BITMAP ": set CONFIG_IDLE_PAGE_TRACKING=y");
 	mem_fill(mem, 1);
 	for (i = 0; i < mem->nr; i++) {
-		for (tries = 0; tries < MAX_TRIES; tries++) {
+		for (tries = 0; tries < IDLE_TRIES; tries++) {
 			if (idle_until_used(mem, fd, nth(mem->area, i),
 					    (2 * i + 1) % GRANULE_NR_PAGES))
 				break;
 			usleep(10 * 1000);
 		}
-		EXPECT_LT(tries, MAX_TRIES);
+		EXPECT_LT(tries, IDLE_TRIES);
 	}
 	EXPECT_INTACT(mem);
 	close(fd);
@@ -416,6 +416,7 @@ TEST_F(page_granule_single, page_idle)
 #ifndef __x86_64__
 #define HUGETLB_DIR	"/sys/kernel/mm/hugepages/hugepages-64kB"
 #define MANY_FILES	20000
+#define FORK_TRIES	5
 
 /* Leave pages behind that were slabs, for page tables to be made of. */
 static bool churn_slabs(void)
@@ -448,7 +449,7 @@ TEST(page_granule_single_hugetlb_fork)
 		SKIP(return, "no hugetlb pages of 64 KiB: arm64 has them");
 	saved = hugetlb_nr_pages(GRANULE_SIZE);
 	hugetlb_set_nr_pages(GRANULE_SIZE, saved + 2 * nr);
-	for (tries = 0; tries < MAX_TRIES; tries++) {
+	for (tries = 0; tries < FORK_TRIES; tries++) {
 		area = mmap(NULL, HPAGE_SIZE, PROT_RW,
 			    ANON_FLAGS | MAP_HUGETLB | MAP_HUGE_64KB, -1, 0);
 		ASSERT_NE(area, MAP_FAILED);
