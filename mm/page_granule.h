@@ -18,6 +18,8 @@
  *                                  memory, see shmem.c
  *   page_granule_shmem.c           faults on shared anonymous memory for which
  *                                  shmem.c has found only small folios
+ *   page_granule_file.c            faults on files: readahead, conversion of
+ *                                  small folios, and what is mapped at once
  *   page_granule_migrate.c         move_pages() and mbind() of a part of a
  *                                  granule
  *   page_granule_events.c          counters and tracepoints; asks for repair
@@ -27,7 +29,7 @@
  *   page_granule_collapse.c        which broken granules may be repaired, and
  *                                  how: one folio for their pages, for the
  *                                  worker and MADV_COLLAPSE
- *   page_granule_collapse_shmem.c  the same in the page cache, and for faults
+ *   page_granule_collapse_cache.c  the same in the page cache, and for faults
  *   page_granule_debug.c           invariants, verified on demand
  *
  * Other files of mm/ include this header for the functions that they call
@@ -39,7 +41,10 @@
 #define __MM_PAGE_GRANULE_H
 
 #include <linux/mm.h>
+#include <linux/mman.h>
 #include <linux/page_granule.h>
+#include <linux/pagemap.h>
+#include <linux/shmem_fs.h>
 #include <linux/userfaultfd_k.h>
 
 #include <asm/tlb.h>
@@ -48,12 +53,13 @@
 
 /**
  * struct granule_target - How to make a granule whole.
- * @nid: The node of most of its pages; of shared memory, the node of the first.
+ * @nid: The node of most of its pages; in the page cache, the node of the first.
  * @scattered: Some pages are on other nodes.
  * @policy: The memory policy of the VMA, referenced, or NULL.
  * @ilx: The interleave index for @policy.
  * @ceiling: vma_thp_gfp_mask() of the VMA, which limits the effort.
- * @memcg: The memory cgroup of shared memory, referenced, or NULL.
+ * @memcg: The memory cgroup of the page cache, referenced, or NULL.
+ * @others: Unmap pages that other processes map, too. The caller sets this.
  */
 struct granule_target {
 	int nid;
@@ -62,6 +68,7 @@ struct granule_target {
 	pgoff_t ilx;
 	gfp_t ceiling;
 	struct mem_cgroup *memcg;
+	bool others;
 };
 
 /*
@@ -97,6 +104,8 @@ bool page_granule_may_swap_in(struct vm_area_struct *vma);
 struct folio *page_granule_alloc_node(gfp_t ceiling, int nid);
 struct folio *alloc_granule_folio(struct vm_area_struct *vma,
 				  unsigned long addr);
+struct folio *page_granule_alloc_cache(gfp_t gfp,
+				       const struct readahead_control *ractl);
 
 /* page_granule_fault.c */
 bool granule_wants_all(struct vm_fault *vmf, pte_t *pte);
@@ -116,6 +125,11 @@ int copy_pinned_granule(struct vm_area_struct *dst_vma,
 			struct vm_area_struct *src_vma, pmd_t *dst_pmd,
 			pmd_t *src_pmd, unsigned long addr);
 
+/* page_granule_file.c */
+bool granule_convert(struct vm_fault *vmf);
+vm_fault_t granule_fault_around(struct vm_fault *vmf);
+struct file *granule_sync_readahead(struct vm_fault *vmf);
+
 /* page_granule_migrate.c */
 int page_granule_nr_to_move(const void __user * __user *pages,
 			    const int __user *nodes, unsigned long i,
@@ -133,6 +147,7 @@ void page_granule_repair_in_place(struct mm_struct *mm, unsigned long addr);
 
 /* page_granule_collapse.c */
 pmd_t *granule_pmd(struct mm_struct *mm, unsigned long addr);
+gfp_t granule_target_charge(const struct granule_target *target, struct vm_area_struct *vma);
 struct folio *granule_target_alloc(const struct granule_target *target,
 				   struct mm_struct *mm, gfp_t charge);
 void granule_target_set_policy(struct vm_area_struct *vma, unsigned long addr,
@@ -143,11 +158,11 @@ int granule_collapse_prepare(struct vm_area_struct *vma, unsigned long addr,
 int granule_collapse_finish(struct vm_area_struct *vma, unsigned long addr,
 			    bool others, struct folio *folio);
 
-/* page_granule_collapse_shmem.c */
-int granule_collapse_shmem(struct vm_area_struct *vma, unsigned long addr);
-int granule_collapse_prepare_shmem(struct vm_area_struct *vma, unsigned long addr,
+/* page_granule_collapse_cache.c */
+int granule_collapse_cached(struct vm_area_struct *vma, unsigned long addr);
+int granule_collapse_prepare_cache(struct vm_area_struct *vma, unsigned long addr,
 				   struct granule_target *target);
-int granule_collapse_finish_shmem(struct vm_area_struct *vma, unsigned long addr,
+int granule_collapse_finish_cache(struct vm_area_struct *vma, unsigned long addr,
 				  bool others, struct folio *folio);
 
 /* page_granule_debug.c */
@@ -155,24 +170,51 @@ const char *page_granule_verify_ptes(struct vm_area_struct *vma,
 				     unsigned long addr, pte_t *ptep);
 
 /**
- * page_granule_aligns - Does a new mapping want a 64 KiB-aligned address?
+ * page_granule_aligns - Does a new mapping want an address that suits granules?
  * @vma_flags: The VMA flags of the new mapping.
+ * @file: The file to be mapped or NULL.
  * @len: Its length in bytes.
- * @shared: Whether it is shared.
+ * @flags: MAP_* flags.
+ * @pgoff: The offset into @file in base pages.
  *
  * A private default-tagged mapping wants it only if the length is a multiple of
  * 64 KiB: any other would leave a gap behind it. Without gaps, neighbours merge
  * into one VMA, which has more granules than if each was aligned. Shared memory
- * never merges with its neighbours.
+ * never merges with its neighbours. Nor do the first mapping of a file, within
+ * which a dynamic linker places the segments of a library, and program text.
  *
  * Return: true if page_granule_get_unmapped_area() is to choose the address.
  */
 static inline bool page_granule_aligns(const vma_flags_t *vma_flags,
-				       unsigned long len, bool shared)
+				       const struct file *file, unsigned long len,
+				       unsigned long flags, pgoff_t pgoff)
 {
+	const bool alone = file ? !pgoff || vma_flags_test(vma_flags, VMA_EXEC_BIT) :
+				  flags & MAP_SHARED;
+
 	return vma_flags_test_single_mask(vma_flags, VMA_GRANULE) &&
 	       (IS_ALIGNED(len, PAGE_GRANULE_SIZE) ||
-		(shared && len > PAGE_GRANULE_SIZE));
+		(alone && len >= PAGE_GRANULE_SIZE));
+}
+
+/**
+ * page_granule_congruent - Do naturally aligned folios suit a new mapping?
+ * @file: The file to be mapped or NULL.
+ * @addr: The address of the mapping.
+ * @flags: MAP_* flags.
+ * @pgoff: The offset into @file in base pages.
+ *
+ * Private anonymous memory is allocated by address, and all other memory by
+ * offset. Shared anonymous memory starts at offset 0.
+ *
+ * Return: true if a default-tagged mapping may be tagged at @addr.
+ */
+static inline bool page_granule_congruent(const struct file *file, unsigned long addr,
+					  unsigned long flags, pgoff_t pgoff)
+{
+	if (!file && (flags & MAP_TYPE) != MAP_SHARED)
+		return true;
+	return IS_ALIGNED(addr - (file ? pgoff << PAGE_SHIFT : 0), PAGE_GRANULE_SIZE);
 }
 
 /**
@@ -279,12 +321,27 @@ static inline unsigned int page_granule_free_order(const struct vm_area_struct *
 }
 
 /**
- * page_granule_divisible - May the pages of a folio be placed one by one?
+ * granule_holds_folio - Does a folio exist because the VMA is tagged?
  * @vma: The VMA, stabilised by the mmap lock.
  * @folio: A folio that it maps.
  *
- * A folio as large as a granule is taken to exist because the VMA is tagged.
- * Larger ones exist because huge pages are enabled, and move as a whole.
+ * Larger folios exist because huge pages are enabled, and those of files for
+ * everybody who uses the file.
+ *
+ * Return: true if @folio is as large as a granule, and holds anonymous or shared
+ * memory; constant false without CONFIG_PAGE_GRANULE.
+ */
+static inline bool granule_holds_folio(const struct vm_area_struct *vma,
+				       const struct folio *folio)
+{
+	return vma_granule_tagged(vma) && folio_order(folio) == PAGE_GRANULE_ORDER &&
+	       (folio_test_anon(folio) || folio_test_swapbacked(folio));
+}
+
+/**
+ * page_granule_divisible - May the pages of a folio be placed one by one?
+ * @vma: The VMA, stabilised by the mmap lock.
+ * @folio: A folio that it maps.
  *
  * Return: true if @folio is to be split before a part of it is moved; constant
  * false without CONFIG_PAGE_GRANULE.
@@ -292,8 +349,7 @@ static inline unsigned int page_granule_free_order(const struct vm_area_struct *
 static inline bool page_granule_divisible(const struct vm_area_struct *vma,
 					  const struct folio *folio)
 {
-	return vma_granule_tagged(vma) && !vma_granule_contract(vma) &&
-	       folio_order(folio) == PAGE_GRANULE_ORDER;
+	return granule_holds_folio(vma, folio) && !vma_granule_contract(vma);
 }
 
 /**
@@ -334,6 +390,97 @@ static inline bool vma_faults_granule(struct vm_area_struct *vma,
 	return vma_has_granule(vma, addr) && !userfaultfd_armed(vma);
 }
 
+/**
+ * vma_reads_granule - Does a fault read all of a granule from its file?
+ * @vma: The user mapping, stabilised by the mmap lock or its VMA lock.
+ * @addr: An address in @vma.
+ *
+ * There is none for a program that asked for no readahead by MADV_RANDOM, or
+ * from a device that has no readahead, except under a contract.
+ *
+ * Return: true if @addr lies in a granule, and large folios can hold it.
+ */
+static inline bool vma_reads_granule(struct vm_area_struct *vma, unsigned long addr)
+{
+	return vma_has_granule(vma, addr) && vma_granule_folios(vma) &&
+	       (vma_granule_contract(vma) || (!(vma->vm_flags & VM_RAND_READ) &&
+					      vma->vm_file->f_ra.ra_pages));
+}
+
+/**
+ * vma_skips_small_folios - Does fault-around leave out what is no granule?
+ * @vma: The user mapping, stabilised by the mmap lock or its VMA lock.
+ * @addr: The address of the fault, in @vma.
+ * @nr_pages: How many pages fault-around maps.
+ *
+ * The fault on a granule that is cached in small folios converts it, which
+ * needs it to be mapped by nobody.
+ *
+ * Return: true if only folios of a granule or more are to be mapped.
+ */
+static inline bool vma_skips_small_folios(struct vm_area_struct *vma,
+					  unsigned long addr, pgoff_t nr_pages)
+{
+	return nr_pages > PAGE_GRANULE_NR && vma_has_granule(vma, addr);
+}
+
+/**
+ * mapping_maps_beyond_eof - May a folio be mapped as a whole that holds the end?
+ * @mapping: The file.
+ * @folio: A folio of it.
+ *
+ * tmpfs maps huge pages so, if it was mounted for them. Folios that exist for
+ * granules are in files that never had large ones.
+ *
+ * Return: true for shared memory, except for a folio of a granule.
+ */
+static inline bool mapping_maps_beyond_eof(const struct address_space *mapping,
+					   const struct folio *folio)
+{
+	return shmem_mapping(mapping) &&
+	       !(mapping_granule(mapping) && folio_order(folio) == PAGE_GRANULE_ORDER);
+}
+
+/**
+ * granule_readahead_floor - Let asynchronous readahead read granules at least.
+ * @vmf: The fault that found a folio that is marked for readahead.
+ * @folio: That folio, of which the fault may have found any page.
+ * @ractl: The readahead.
+ */
+static inline void granule_readahead_floor(struct vm_fault *vmf,
+					   const struct folio *folio,
+					   struct readahead_control *ractl)
+{
+#ifdef CONFIG_PAGE_GRANULE
+	if (likely(!vma_reads_granule(vmf->vma, vmf->address)))
+		return;
+	ractl->_granule_gfp = vma_thp_gfp_mask(vmf->vma);
+	ractl->_index = folio->index;
+	/* page_cache_async_ra() makes each window's folios four times larger. */
+	ractl->ra->order = max_t(unsigned short, ractl->ra->order,
+				PAGE_GRANULE_ORDER - 2);
+#endif
+}
+
+/**
+ * readahead_granule - Is readahead about to allocate the folio of a granule?
+ * @ractl: The readahead.
+ * @order: The order of the folio.
+ *
+ * Return: true if page_granule_alloc_cache() is to allocate it.
+ */
+static inline bool readahead_granule(const struct readahead_control *ractl,
+				     unsigned int order)
+{
+#ifdef CONFIG_PAGE_GRANULE
+	/* A filesystem whose blocks are as large has nothing smaller. */
+	return unlikely(ractl->_granule_gfp) && order == PAGE_GRANULE_ORDER &&
+	       mapping_min_folio_order(ractl->mapping) < PAGE_GRANULE_ORDER;
+#else
+	return false;
+#endif
+}
+
 /*
  * Nobody may see a partly emptied granule in private anonymous memory of a
  * contract VMA. The bounds of zapped ranges are multiples of a granule there.
@@ -361,8 +508,9 @@ int page_granule_mmap_prepare(struct file *file, unsigned long addr,
 			      pgoff_t pgoff, vma_flags_t *vma_flags);
 unsigned long
 page_granule_get_unmapped_area(struct file *file, unsigned long addr,
-			       unsigned long len, unsigned long offset,
-			       unsigned long flags, vma_flags_t vma_flags);
+			       unsigned long len, pgoff_t pgoff,
+			       unsigned long offset, unsigned long flags,
+			       vma_flags_t vma_flags);
 
 /* page_granule_alloc.c */
 struct folio *page_granule_alloc_uncharged(struct vm_area_struct *vma, unsigned long addr,
@@ -373,6 +521,7 @@ void fold_or_repair_granule(struct vm_fault *vmf);
 
 /* page_granule_shmem.c */
 bool page_granule_monitored(struct address_space *mapping, pgoff_t index);
+bool page_granule_mapped(struct address_space *mapping, pgoff_t index);
 
 /* page_granule_events.c */
 void page_granule_note_fault(struct vm_area_struct *vma, unsigned long addr,
@@ -553,6 +702,12 @@ static inline bool page_granule_monitored(struct address_space *mapping,
 	return false;
 }
 
+static inline bool page_granule_mapped(struct address_space *mapping,
+				       pgoff_t index)
+{
+	return false;
+}
+
 static inline int
 page_granule_mmap_prepare(struct file *file, unsigned long addr,
 			  unsigned long len, unsigned long *flags,
@@ -563,8 +718,9 @@ page_granule_mmap_prepare(struct file *file, unsigned long addr,
 
 static inline unsigned long
 page_granule_get_unmapped_area(struct file *file, unsigned long addr,
-			       unsigned long len, unsigned long offset,
-			       unsigned long flags, vma_flags_t vma_flags)
+			       unsigned long len, pgoff_t pgoff,
+			       unsigned long offset, unsigned long flags,
+			       vma_flags_t vma_flags)
 {
 	return -ENOMEM;
 }

@@ -256,6 +256,35 @@ struct folio *page_granule_alloc_uncharged(struct vm_area_struct *vma, unsigned 
 	return nid == NUMA_NO_NODE ? NULL : compact_for_granule(ceiling, nid);
 }
 
+/**
+ * page_granule_alloc_cache - Allocate a folio for a granule of a file.
+ * @gfp: What readahead_gfp_mask() allows for the file.
+ * @ractl: Readahead for a fault in a tagged VMA.
+ *
+ * The effort is that for anonymous memory, except that a task whose policy or
+ * cpuset chooses nodes gets what is free there. If it fails, readahead goes on
+ * with smaller folios.
+ *
+ * Context: May sleep.
+ * Return: a folio that is not charged, or NULL.
+ */
+struct folio *page_granule_alloc_cache(gfp_t gfp, const struct readahead_control *ractl)
+{
+	const gfp_t movable = GFP_HIGHUSER_MOVABLE & GFP_ZONEMASK;
+	const int nid = granule_local_node();
+	struct folio *folio;
+
+	folio = filemap_alloc_folio(gfp & ~__GFP_RECLAIM, PAGE_GRANULE_ORDER, NULL);
+	/* Compaction makes room where movable memory is. */
+	if (folio || (gfp & GFP_ZONEMASK) != movable || nid == NUMA_NO_NODE)
+		return folio;
+#ifdef CONFIG_NUMA
+	if (current->mempolicy || cpuset_do_page_mem_spread())
+		return NULL;
+#endif
+	return compact_for_granule(ractl->_granule_gfp, nid);
+}
+
 /* Allocate and charge a folio for a granule. Returns NULL if there is none. */
 struct folio *alloc_granule_folio(struct vm_area_struct *vma,
 				  unsigned long addr)

@@ -5,8 +5,8 @@
  * The folio is allocated and charged without any lock. The 16 pages are
  * copied to it under the mmap lock, held for reading, and the page table
  * lock. Neighbours are not disturbed, as they are when khugepaged collapses.
- * Shared memory is copied in the page cache, see
- * page_granule_collapse_shmem.c. Memory that a program gave back is not taken
+ * Files and shared memory are copied in the page cache, see
+ * page_granule_collapse_cache.c. Memory that a program gave back is not taken
  * again, and pages that are pinned, or shared after fork(), are left alone.
  */
 
@@ -216,6 +216,16 @@ static bool collapse_by_policy(const struct granule_target *target)
 	return false;
 }
 
+static bool granule_target_has_room(const struct granule_target *target,
+				    struct mm_struct *mm)
+{
+	struct mem_cgroup *memcg = target->memcg ? NULL : get_mem_cgroup_from_mm(mm);
+	const bool room = granule_memcg_has_room(memcg ?: target->memcg, PAGE_GRANULE_NR);
+
+	mem_cgroup_put(memcg);
+	return room;
+}
+
 /*
  * Allocate a folio on the node of the memory, or where the policy of the VMA
  * wants it. Charge it to the memory cgroup of the target or, if there is none,
@@ -228,6 +238,10 @@ struct folio *granule_target_alloc(const struct granule_target *target,
 	struct mem_cgroup *old_memcg = NULL;
 	struct folio *folio;
 	int error;
+
+	/* A failed charge would count as an event of the memory cgroup. */
+	if (!(charge & __GFP_DIRECT_RECLAIM) && !granule_target_has_room(target, mm))
+		return ERR_PTR(-EBUSY);
 
 	/* Stay on the node of the pages, unless the policy says otherwise. */
 	if (collapse_by_policy(target))
@@ -250,6 +264,23 @@ struct folio *granule_target_alloc(const struct granule_target *target,
 		return ERR_PTR(-EBUSY);
 	}
 	return folio;
+}
+
+/*
+ * Flags to charge a folio with for a fault or MADV_COLLAPSE: what others are
+ * charged for must not make their memory cgroup reclaim, and a file that is
+ * cached already can stay as it is.
+ */
+gfp_t granule_target_charge(const struct granule_target *target, struct vm_area_struct *vma)
+{
+	struct mem_cgroup *memcg = get_mem_cgroup_from_mm(vma->vm_mm);
+	gfp_t charge = GFP_PAGE_GRANULE_CHARGE;
+
+	if ((target->memcg && target->memcg != memcg) ||
+	    !(target->others || vma_is_anonymous(vma) || vma_is_shmem(vma)))
+		charge &= ~__GFP_DIRECT_RECLAIM;
+	mem_cgroup_put(memcg);
+	return charge;
 }
 
 /* Set the effort for the VMA, and its policy, which is referenced. */
@@ -376,8 +407,8 @@ int granule_collapse_prepare(struct vm_area_struct *vma, unsigned long addr,
 		return -EINVAL;
 	if (vma_is_anonymous(vma))
 		ret = collapse_prepare_anon(vma, addr, target);
-	else if (vma_is_shmem(vma))
-		ret = granule_collapse_prepare_shmem(vma, addr, target);
+	else
+		ret = granule_collapse_prepare_cache(vma, addr, target);
 	if (!ret)
 		granule_target_set_policy(vma, addr, target);
 	return ret;
@@ -385,19 +416,19 @@ int granule_collapse_prepare(struct vm_area_struct *vma, unsigned long addr,
 
 /*
  * Make a granule whole that granule_collapse_prepare() has found to be broken.
- * This consumes @folio, which is charged. With @others, it unmaps shared memory
- * in other processes.
+ * This consumes @folio, which is charged. With @others, it unmaps pages of
+ * the page cache in other processes.
  *
  * The mmap lock is held, at least for reading. Returns 0 if the granule is
- * whole, or if it is shared memory that the next fault maps as a whole; else an
+ * whole, or if it is in the page cache, and the next fault maps it as a whole; else an
  * error as granule_collapse_prepare() does.
  */
 int granule_collapse_finish(struct vm_area_struct *vma, unsigned long addr,
 			    bool others, struct folio *folio)
 {
-	if (vma_is_shmem(vma))
-		return granule_collapse_finish_shmem(vma, addr, others, folio);
-	return collapse_finish_anon(vma, addr, folio);
+	if (vma_is_anonymous(vma))
+		return collapse_finish_anon(vma, addr, folio);
+	return granule_collapse_finish_cache(vma, addr, others, folio);
 }
 
 /**
@@ -429,7 +460,7 @@ int page_granule_collapse_range(struct vm_area_struct *vma, unsigned long start,
 	for (addr = ALIGN(start, PAGE_GRANULE_SIZE);
 	     end - addr >= PAGE_GRANULE_SIZE && addr < end;
 	     addr += PAGE_GRANULE_SIZE) {
-		struct granule_target target = {};
+		struct granule_target target = { .others = true };
 		struct folio *folio;
 		int error;
 
@@ -446,7 +477,7 @@ int page_granule_collapse_range(struct vm_area_struct *vma, unsigned long start,
 		error = granule_collapse_prepare(vma, addr, &target);
 		if (!error) {
 			folio = granule_target_alloc(&target, vma->vm_mm,
-						     GFP_PAGE_GRANULE_CHARGE);
+						     granule_target_charge(&target, vma));
 			error = IS_ERR(folio) ? PTR_ERR(folio) :
 				granule_collapse_finish(vma, addr, true, folio);
 		}

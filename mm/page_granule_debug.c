@@ -16,6 +16,7 @@
 #include <linux/pid.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/task.h>
+#include <linux/shmem_fs.h>
 
 #include <kunit/visibility.h>
 
@@ -111,6 +112,10 @@ const char *page_granule_verify_ptes(struct vm_area_struct *vma,
 	if (present < PAGE_GRANULE_NR || !verify_one_folio(vma, addr, ptep))
 		return NULL;
 
+	/* The first write to a page of a file is a matter of its own. */
+	if (vma->vm_file && !shmem_mapping(vma->vm_file->f_mapping))
+		return NULL;
+
 	pte = ptep_get(ptep);
 	if (!verify_alike(ptep))
 		return "one folio, but the PTEs differ";
@@ -153,8 +158,9 @@ static const char *verify_vma(struct vm_area_struct *vma)
 		return vma_granule_contract(vma) ?
 		       "a contract VMA that is not tagged" : NULL;
 
-	if (!vma_is_anonymous(vma) && !vma_is_shmem(vma))
-		return "a tagged VMA that is neither anonymous nor shmem";
+	/* Whether it can still hold granules is up to its filesystem. */
+	if (!vma_is_anonymous(vma) && !S_ISREG(file_inode(vma->vm_file)->i_mode))
+		return "a tagged VMA of what is not a file";
 	if (!vma_granule_contract(vma))
 		return NULL;
 

@@ -16,6 +16,7 @@
 #include <linux/oom.h>
 #include <linux/pagemap.h>
 #include <linux/rmap.h>
+#include <linux/shmem_fs.h>
 #include <linux/swap.h>
 #include <linux/userfaultfd_k.h>
 #include <linux/vmstat.h>
@@ -69,6 +70,19 @@ bool granule_wants_all(struct vm_fault *vmf, pte_t *pte)
 	return pte_range_none(pte, PAGE_GRANULE_NR);
 }
 
+/*
+ * Does the file end in the granule? An access behind its last page has to fail
+ * with SIGBUS. Shared memory is mapped as a whole, see finish_fault().
+ */
+static bool granule_behind_eof(struct vm_fault *vmf)
+{
+	struct file *file = vmf->vma->vm_file;
+
+	return file && !(shmem_mapping(file->f_mapping) && !mapping_granule(file->f_mapping)) &&
+	       round_down(vmf->pgoff, PAGE_GRANULE_NR) + PAGE_GRANULE_NR >
+	       DIV_ROUND_UP(i_size_read(file->f_mapping->host), PAGE_SIZE);
+}
+
 /**
  * granule_part - Find the part of a larger folio that populates a granule.
  * @vmf: A fault on an address in a granule; its PTE is neither mapped nor
@@ -88,7 +102,8 @@ int granule_part(struct vm_fault *vmf, struct folio *folio, struct page **page,
 	pte_t *pte;
 
 	if (folio_order(folio) < PAGE_GRANULE_ORDER ||
-	    !IS_ALIGNED(page_to_pfn(*page) - nr, PAGE_GRANULE_NR))
+	    !IS_ALIGNED(page_to_pfn(*page) - nr, PAGE_GRANULE_NR) ||
+	    granule_behind_eof(vmf))
 		return 1;
 
 	pte = pte_offset_map(vmf->pmd, vmf->address);
@@ -133,18 +148,28 @@ static void fold_granule(struct vm_area_struct *vma, unsigned long start, pte_t 
 static void fold_or_repair(struct vm_area_struct *vma, unsigned long start,
 			   pte_t *pte)
 {
+	bool shared = false;
 	int i;
 
 	if (userfaultfd_armed(vma) || !vma_granule_folios(vma))
 		return;
 
 	for (i = 0; i < PAGE_GRANULE_NR; i++) {
-		if (!pte_present(ptep_get(pte + i)))
+		const pte_t ptent = ptep_get(pte + i);
+
+		if (!pte_present(ptent))
 			return;
+		if (!vma->vm_file)
+			continue;
+		/* A private copy of a page of a file stays. */
+		if (vma_is_cow_mapping(vma) && PageAnon(pte_page(ptent)))
+			return;
+		shared |= folio_maybe_mapped_shared(page_folio(pte_page(ptent)));
 	}
 	if (page_granule_is_whole(vma, start, pte))
 		fold_granule(vma, start, pte);
-	else
+	/* Repair leaves alone what others map. */
+	else if (!shared)
 		page_granule_repair_later(vma->vm_mm, start);
 }
 

@@ -9,8 +9,10 @@
 
 #include <linux/export.h>
 #include <linux/fs.h>
+#include <linux/hugetlb.h>
 #include <linux/mm.h>
 #include <linux/mman.h>
+#include <linux/pagemap.h>
 #include <linux/prctl.h>
 #include <linux/shmem_fs.h>
 #include <linux/sizes.h>
@@ -111,11 +113,29 @@ int page_granule_parse_flags(unsigned long flags)
 }
 EXPORT_SYMBOL_IF_KUNIT(page_granule_parse_flags);
 
-/* Only anonymous memory is populated in granules so far. */
+/*
+ * Can the page cache of a file hold granules? That of a device cannot, nor can
+ * huge pages or persistent memory be mapped in runs. Overlayfs maps the file of
+ * another file system. Drivers have their own wishes for shared memory that they
+ * export.
+ */
+static bool page_granule_in_cache(const struct file *file)
+{
+	const gfp_t movable = GFP_HIGHUSER_MOVABLE & (GFP_ZONEMASK | __GFP_RECLAIMABLE);
+	const struct inode *inode = d_real_inode(file->f_path.dentry);
+	struct address_space *mapping = inode->i_mapping;
+
+	return S_ISREG(inode->i_mode) && !IS_DAX(inode) && !is_file_hugepages(file) &&
+	       mapping_max_folio_order(mapping) >= PAGE_GRANULE_ORDER &&
+	       (!shmem_mapping(mapping) ||
+		(mapping_gfp_mask(mapping) & (GFP_ZONEMASK | __GFP_RECLAIMABLE)) == movable);
+}
+
+/* Can memory be populated in granules? */
 static bool page_granule_can_tag(struct file *file, unsigned long flags)
 {
 	if (file)
-		return false;
+		return page_granule_in_cache(file);
 
 	switch (flags & MAP_TYPE) {
 	case MAP_SHARED:
@@ -139,6 +159,20 @@ static bool page_granule_can_tag(struct file *file, unsigned long flags)
 bool page_granule_default(struct mm_struct *mm)
 {
 	return mm_flags_test(MMF_GRANULE_MMAP, mm) && page_granule_offered(mm);
+}
+
+/**
+ * page_granule_aligns_program - Is a program loaded at a multiple of a granule?
+ * @file: The program.
+ * @size: From its first to its last byte in memory.
+ *
+ * Return: true if @file is to be tagged and can hold granules; constant false
+ * without CONFIG_PAGE_GRANULE.
+ */
+bool page_granule_aligns_program(struct file *file, unsigned long size)
+{
+	return size >= PAGE_GRANULE_SIZE && page_granule_default(current->mm) &&
+	       page_granule_in_cache(file);
 }
 
 /**
@@ -173,6 +207,10 @@ int page_granule_mmap_prepare(struct file *file, unsigned long addr,
 	int order;
 
 	mmap_assert_write_locked(mm);
+	/* MAP_SHARED ignores the flags that a file does not know. */
+	if (file && (*flags & MAP_TYPE) == MAP_SHARED && !(*flags & MAP_HUGETLB))
+		*flags &= ~MAP_GRANULE;
+
 	if (!(*flags & MAP_GRANULE)) {
 		if (can_tag && !(*flags & MAP_STACK) && page_granule_default(mm))
 			vma_flags_set_mask(vma_flags, VMA_GRANULE);
@@ -182,15 +220,11 @@ int page_granule_mmap_prepare(struct file *file, unsigned long addr,
 	if (*flags & MAP_HUGETLB)
 		return -EINVAL;
 
-	/* MAP_SHARED ignores the flags that a file does not know. */
-	if (file && (*flags & MAP_TYPE) == MAP_SHARED)
-		return 0;
-
 	order = page_granule_parse_flags(*flags);
 	if (order < 0)
 		return order;
 
-	*flags &= ~MAP_GRANULE;
+	*flags &= ~(MAP_GRANULE | MAP_HUGE_MASK << MAP_HUGE_SHIFT);
 	if (!order)
 		return 0;
 
@@ -218,6 +252,7 @@ int page_granule_mmap_prepare(struct file *file, unsigned long addr,
  * @file: The file to be mapped or NULL.
  * @addr: A hint, or the address if @flags has MAP_FIXED.
  * @len: Length in bytes.
+ * @pgoff: The offset into @file in base pages.
  * @offset: The address is to be congruent to this, modulo PAGE_GRANULE_SIZE.
  * @flags: MAP_* flags.
  * @vma_flags: The VMA flags of the new mapping.
@@ -236,8 +271,9 @@ int page_granule_mmap_prepare(struct file *file, unsigned long addr,
  */
 unsigned long
 page_granule_get_unmapped_area(struct file *file, unsigned long addr,
-			       unsigned long len, unsigned long offset,
-			       unsigned long flags, vma_flags_t vma_flags)
+			       unsigned long len, pgoff_t pgoff,
+			       unsigned long offset, unsigned long flags,
+			       vma_flags_t vma_flags)
 {
 	const bool contract = vma_flags_test_single_mask(&vma_flags,
 							 VMA_GRANULE_CONTRACT);
@@ -255,9 +291,11 @@ page_granule_get_unmapped_area(struct file *file, unsigned long addr,
 			addr = 0;
 	}
 	/* An address that suits a larger folio suits a granule as well. */
-	if (!file && (flags & MAP_SHARED))
+	if (file && file->f_op->get_unmapped_area)
+		ret = file->f_op->get_unmapped_area(file, addr, len, pgoff, flags);
+	else if (!file && (flags & MAP_SHARED))
 		ret = shmem_get_unmapped_area(NULL, addr, len, 0, flags);
-	else if (!addr && IS_ALIGNED(len, PMD_SIZE))
+	else if (!file && !addr && IS_ALIGNED(len, PMD_SIZE))
 		ret = thp_get_unmapped_area_vmaflags(file, 0, len, 0, flags,
 						     vma_flags);
 	else

@@ -266,10 +266,8 @@ static int repair_one(struct mm_struct *mm, unsigned long hint)
 	const gfp_t charge = GFP_PAGE_GRANULE_CHARGE & ~__GFP_DIRECT_RECLAIM;
 	struct granule_target target = {}, now = {};
 	struct vm_area_struct *vma;
-	struct mem_cgroup *memcg;
 	struct folio *folio;
 	int error;
-	bool room;
 
 	/* One address space must not hold up the others. */
 	if (!repair_trylock(mm))
@@ -277,14 +275,6 @@ static int repair_one(struct mm_struct *mm, unsigned long hint)
 	error = repair_prepare_hint(mm, hint, &target, &vma);
 	mmap_read_unlock(mm);
 	if (error)
-		goto out;
-
-	error = -EBUSY;
-	memcg = target.memcg ? NULL : get_mem_cgroup_from_mm(mm);
-	/* A failed charge would count as an event of the memory cgroup. */
-	room = granule_memcg_has_room(memcg ?: target.memcg, PAGE_GRANULE_NR);
-	mem_cgroup_put(memcg);
-	if (!room)
 		goto out;
 
 	folio = granule_target_alloc(&target, mm, charge);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Page granule: faults on shared anonymous memory.
+ * Page granule: shared memory.
  *
  * A fault brings all of a granule into the page cache, and maps it.
  */
@@ -45,6 +45,35 @@ bool page_granule_monitored(struct address_space *mapping, pgoff_t index)
 	}
 	i_mmap_unlock_read(mapping);
 	return monitored;
+}
+
+/**
+ * page_granule_mapped - Does a tagged VMA map a granule of a file?
+ * @mapping: The shared memory.
+ * @index: A page of the granule.
+ *
+ * Context: May sleep.
+ * Return: true if any VMA of the granule may have folios for it, and userfaultfd
+ * does not monitor missing pages of any.
+ */
+bool page_granule_mapped(struct address_space *mapping, pgoff_t index)
+{
+	struct vm_area_struct *vma;
+	bool mapped = false;
+
+	if (likely(!mapping_granule(mapping)) || page_granule_monitored(mapping, index))
+		return false;
+
+	index &= ~(pgoff_t)(PAGE_GRANULE_NR - 1);
+	i_mmap_lock_read(mapping);
+	mapping_rmap_tree_foreach(vma, mapping, index,
+				  index + PAGE_GRANULE_NR - 1) {
+		mapped = vma_granule_active(vma) && vma_granule_folios(vma);
+		if (mapped)
+			break;
+	}
+	i_mmap_unlock_read(mapping);
+	return mapped;
 }
 
 /*
@@ -139,14 +168,16 @@ static vm_fault_t populate_shared_granule(struct vm_fault *vmf, bool cached,
 
 	/* If nothing was there, no folio could be allocated just now. */
 	if (cached) {
-		lru_add_drain();
-		if (granule_collapse_shmem(vma, start) >= 0) {
+		if (granule_collapse_cached(vma, start) >= 0) {
 			if (swapped)
 				page_granule_count_swapin(PAGE_GRANULE_NR);
 			return 0;
 		}
 	}
 
+	/* System V segments are mapped page by page. */
+	if (!vma->vm_ops->map_pages)
+		return 0;
 	ret = do_fault_around(vmf, PAGE_GRANULE_NR);
 	if (ret & VM_FAULT_NOPAGE) {
 		if (swapped)
@@ -181,6 +212,13 @@ vm_fault_t do_fault_granule(struct vm_fault *vmf)
 	struct folio *folio;
 	unsigned int nr;
 	vm_fault_t ret;
+
+	if (!shmem_mapping(vma->vm_file->f_mapping)) {
+		/* For a read, granule_fault_around() has done this. */
+		if (vmf->flags & FAULT_FLAG_WRITE)
+			granule_convert(vmf);
+		return __do_fault(vmf);
+	}
 
 	nr = granule_nr_cached(vma->vm_file->f_mapping, index, &swapped);
 	ret = __do_fault(vmf);

@@ -316,6 +316,7 @@ static inline unsigned int page_granule_batch(struct vm_area_struct *vma,
 }
 
 bool page_granule_default(struct mm_struct *mm);
+bool page_granule_aligns_program(struct file *file, unsigned long size);
 void page_granule_exec(struct mm_struct *mm, bool secureexec);
 int prctl_get_page_granule(unsigned long scope, unsigned long arg3,
 			   unsigned long arg4, unsigned long arg5);
@@ -337,6 +338,11 @@ static inline unsigned int page_granule_batch(struct vm_area_struct *vma,
 }
 
 static inline bool page_granule_default(struct mm_struct *mm)
+{
+	return false;
+}
+
+static inline bool page_granule_aligns_program(struct file *file, unsigned long size)
 {
 	return false;
 }

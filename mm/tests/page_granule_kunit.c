@@ -333,23 +333,39 @@ static void aligns(struct kunit *test)
 	const vma_flags_t untagged = EMPTY_VMA_FLAGS;
 	const vma_flags_t tagged = VMA_DEFAULT_TAGGED;
 	const vma_flags_t contract = VMA_CONTRACT;
+	const struct file file = {};
+	vma_flags_t text = tagged;
 	int i;
 
+	vma_flags_set(&text, VMA_EXEC_BIT);
 	for (i = 0; i < ARRAY_SIZE(cases); i++) {
 		const unsigned long len = cases[i].len;
+		const bool large = len >= PAGE_GRANULE_SIZE;
 
-		KUNIT_EXPECT_FALSE_MSG(test, page_granule_aligns(&untagged, len, false),
+		KUNIT_EXPECT_FALSE_MSG(test,
+				       page_granule_aligns(&untagged, NULL, len, MAP_PRIVATE, 0),
 				       "length %lx", len);
 		KUNIT_EXPECT_EQ_MSG(test, cases[i].aligned,
-				    page_granule_aligns(&tagged, len, false),
+				    page_granule_aligns(&tagged, NULL, len, MAP_PRIVATE, 0),
 				    "length %lx", len);
 		KUNIT_EXPECT_EQ_MSG(test, cases[i].aligned,
-				    page_granule_aligns(&contract, len, false),
+				    page_granule_aligns(&contract, NULL, len, MAP_PRIVATE, 0),
 				    "length %lx", len);
-		KUNIT_EXPECT_FALSE_MSG(test, page_granule_aligns(&untagged, len, true),
+		KUNIT_EXPECT_FALSE_MSG(test,
+				       page_granule_aligns(&untagged, NULL, len, MAP_SHARED, 0),
 				       "length %lx", len);
-		KUNIT_EXPECT_EQ_MSG(test, len >= PAGE_GRANULE_SIZE,
-				    page_granule_aligns(&tagged, len, true),
+		KUNIT_EXPECT_EQ_MSG(test, large,
+				    page_granule_aligns(&tagged, NULL, len, MAP_SHARED, 0),
+				    "length %lx", len);
+		/* The first mapping of a file, data behind it, and text. */
+		KUNIT_EXPECT_EQ_MSG(test, large,
+				    page_granule_aligns(&tagged, &file, len, MAP_PRIVATE, 0),
+				    "length %lx", len);
+		KUNIT_EXPECT_EQ_MSG(test, cases[i].aligned,
+				    page_granule_aligns(&tagged, &file, len, MAP_PRIVATE, 1),
+				    "length %lx", len);
+		KUNIT_EXPECT_EQ_MSG(test, large,
+				    page_granule_aligns(&text, &file, len, MAP_PRIVATE, 1),
 				    "length %lx", len);
 	}
 }

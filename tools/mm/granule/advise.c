@@ -42,6 +42,7 @@ enum kind {
 	KIND_TAGGED,
 	KIND_HUGE,
 	KIND_NOHUGE,
+	KIND_FILE,
 	KIND_OTHER,
 };
 
@@ -89,7 +90,7 @@ static enum kind vma_advice_kind(const struct vma *vma)
 	if (vma->tagged && in_granules(vma))
 		return KIND_TAGGED;
 	if (!is_anon(vma))
-		return KIND_OTHER;
+		return vma->inode && !vma->special && nr_granules(vma) ? KIND_FILE : KIND_OTHER;
 	if (vma->huge && 2 * vma->huge >= vma->rss)
 		return KIND_HUGE;
 	return vma->nohuge ? KIND_NOHUGE : KIND_ANON;
@@ -99,8 +100,10 @@ static void group_name(const struct vma *vma, enum kind kind, bool small, char *
 {
 	if (kind == KIND_TAGGED)
 		snprintf(name, size, "memory in granules already");
+	else if (kind == KIND_FILE)
+		snprintf(name, size, "files");
 	else if (kind == KIND_OTHER)
-		snprintf(name, size, "files and the like");
+		snprintf(name, size, "small files and the like");
 	else if (kind == KIND_HUGE)
 		snprintf(name, size, "memory in huge pages already");
 	else if (kind == KIND_NOHUGE)
@@ -155,14 +158,19 @@ static void count_block(struct process *proc, const struct vma *vma, const struc
 }
 
 /*
- * Where would blocks begin? The heap, and a mapping of a multiple of 64 KiB, would be
- * aligned. A large one that is no multiple is such a one in most cases, which others
- * that were there before have merged with from above.
+ * Where would blocks begin? A file would be congruent to its offset. The heap, and a
+ * mapping of a multiple of 64 KiB, would be aligned. A large one that is no multiple is
+ * such a one in most cases, which others that were there before have merged with from
+ * above.
  */
-static unsigned long block_shift(const struct vma *vma)
+static unsigned long block_shift(const struct vma *vma, enum kind kind)
 {
 	const unsigned long len = vma->end - vma->start;
 
+	if (kind == KIND_FILE)
+		return (vma->start - vma->offset) % GRANULE_SZ;
+	if (kind != KIND_ANON)
+		return 0;
 	if (!strcmp(vma->name, "[stack]"))
 		return 0;
 	if (!strcmp(vma->name, "[heap]") || len % GRANULE_SZ == 0 || len >= LARGE_SZ)
@@ -193,8 +201,7 @@ static void look(struct process *proc, struct report *report)
 		if (vma->perms[3] == 's')
 			group->unseen += vma->swap;
 		if (kind != KIND_OTHER)
-			scan_vma(proc, vma, kind == KIND_ANON ? block_shift(vma) : 0,
-				 count_block, group);
+			scan_vma(proc, vma, block_shift(vma, kind), count_block, group);
 	}
 }
 
@@ -332,6 +339,12 @@ static void print_group(const struct group *group, double seconds, bool written)
 	}
 	if (group->kind == KIND_OTHER) {
 		printf(": no, %s stay at 4 kB\n", human(group->kb));
+		return;
+	}
+	if (group->kind == KIND_FILE) {
+		printf(": as well, %s, at best %lu TLB entries instead of %lu\n",
+		       human(group->kb), group->blocks + group->edge_pages,
+		       group->pages + group->edge_pages);
 		return;
 	}
 	if (!group->blocks)

@@ -5,7 +5,7 @@
  *
  * See Documentation/tools/granule.rst for how to use it, and
  * Documentation/admin-guide/mm/page_granule.rst for what a granule is. Apart from
- * "run" it only reads /proc and /sys, so most of it works on any kernel.
+ * "run" and "collapse" it only reads /proc and /sys, so most of it works on any kernel.
  */
 #define _GNU_SOURCE
 #include <ctype.h>
@@ -54,6 +54,8 @@ static void print_help(FILE *out)
 	      "      show the granules of a process, or all processes that have any\n"
 	      "  map [--no-color] PID\n"
 	      "      draw the address space of a process, one character a granule\n"
+	      "  collapse PID\n"
+	      "      bring what a process has populated into whole granules\n"
 	      "  advise [-t SECONDS] PID\n"
 	      "      watch a process, and tell what it would gain from granules\n"
 	      "  stat [SECONDS [COUNT]]\n"
@@ -76,6 +78,7 @@ static const struct {
 	{ "run", "[-s 64k|4k] [--require] [--] COMMAND [ARG]..." },
 	{ "show", "[--all] [--json] [PID]" },
 	{ "map", "[--no-color] PID" },
+	{ "collapse", "PID" },
 	{ "advise", "[-t SECONDS] PID" },
 	{ "stat", "[SECONDS [COUNT]]" },
 	{ "supported", "" },
@@ -93,7 +96,7 @@ int end_usage(void)
 			fprintf(stderr, "%s %s\n", verb, usages[i].args);
 	}
 	if (!verb)
-		fputs("run|show|map|advise|stat|supported ..., see granule --help\n", stderr);
+		fputs("run|show|map|collapse|advise|stat|supported ..., see granule --help\n", stderr);
 	return verb && !strcmp(verb, "run") ? EXIT_TOOL : EXIT_USAGE;
 }
 
@@ -271,6 +274,7 @@ int main(int argc, char **argv)
 		{ "run", run_main },
 		{ "show", show_main },
 		{ "map", map_main },
+		{ "collapse", collapse_main },
 		{ "advise", advise_main },
 		{ "stat", stat_main },
 		{ "supported", supported_main },

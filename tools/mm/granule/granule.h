@@ -146,6 +146,7 @@ extern const char * const why_name[NR_WHYS];
 struct vma {
 	unsigned long start;
 	unsigned long end;
+	unsigned long offset;		/* in bytes, into a file */
 	unsigned long inode;
 	unsigned long rss;
 	unsigned long swap;
@@ -253,6 +254,7 @@ const char *granule_unoffered(void);
 int run_main(int argc, char **argv);
 int show_main(int argc, char **argv);
 int map_main(int argc, char **argv);
+int collapse_main(int argc, char **argv);
 int advise_main(int argc, char **argv);
 int stat_main(int argc, char **argv);
 int supported_main(int argc, char **argv);

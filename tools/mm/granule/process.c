@@ -157,7 +157,7 @@ static void parse_field(struct vma *vma, const char *line)
 int read_smaps(struct process *proc)
 {
 	FILE *fp = open_proc(proc->pid, "smaps");
-	unsigned long start, end, inode;
+	unsigned long start, end, offset, inode;
 	size_t size = 0, room = 0;
 	char *line = NULL;
 	struct vma *vma;
@@ -174,8 +174,8 @@ int read_smaps(struct process *proc)
 			break;
 		}
 		name = 0;
-		if (sscanf(line, "%lx-%lx %4s %*x %*x:%*x %lu %n", &start, &end, perms,
-			   &inode, &name) < 4) {
+		if (sscanf(line, "%lx-%lx %4s %lx %*x:%*x %lu %n", &start, &end, perms,
+			   &offset, &inode, &name) < 5) {
 			if (proc->nr_vmas)
 				parse_field(&proc->vmas[proc->nr_vmas - 1], line);
 			continue;
@@ -186,7 +186,9 @@ int read_smaps(struct process *proc)
 		}
 		line[strcspn(line, "\n")] = '\0';
 		vma = &proc->vmas[proc->nr_vmas++];
-		*vma = (struct vma){ .start = start, .end = end, .inode = inode };
+		*vma = (struct vma){
+			.start = start, .end = end, .offset = offset, .inode = inode,
+		};
 		memcpy(vma->perms, perms, sizeof(vma->perms));
 		vma->name = must(strdup(name ? line + name : ""));
 	}

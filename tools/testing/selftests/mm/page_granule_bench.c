@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Page granule: what a stage of the life of anonymous memory costs and how many
- * runs it leaves, for 4 KiB pages, for 64 KiB mTHP, for 64 KiB hugetlb pages
- * and for granules, in one boot. A kernel with 64 KiB pages has only those.
- * This is no test: it passes no judgement on the numbers.
+ * runs it leaves, and what it takes to map a file, for 4 KiB pages, for 64 KiB
+ * mTHP or what large folios of files have instead, for 64 KiB hugetlb pages and for
+ * granules, in one boot. A kernel with 64 KiB pages has only those.
  *
  * Time is CLOCK_MONOTONIC_RAW. Under "qemu -icount shift=0,sleep=off" one
  * instruction takes one virtual nanosecond, so it counts instructions there,
@@ -249,9 +249,25 @@ const struct stage stages[NR_STAGES] = {
 		"sparse-touch", "sparse touch: one byte written in each 64 KiB",
 		UNTOUCHED, do_sparse_touch, LEAVES_MEMORY,
 	},
-	[TEXT] = {
-		"text", "one byte read in each 4 KiB page of text, not in the page cache",
-		UNTOUCHED, do_read, LEAVES_MEMORY,
+	[FILE_COLD] = {
+		"file-cold", "one byte read in each 4 KiB page of a file, not in the page cache",
+		UNTOUCHED, do_read, LEAVES_MEMORY, PROT_READ,
+	},
+	[FILE_WARM] = {
+		"file-warm", "the same, in the page cache as that has left it",
+		FILE_COLD, do_read, LEAVES_MEMORY, PROT_READ, true,
+	},
+	[FILE_MUNMAP] = {
+		"file-munmap", "munmap() of it",
+		FILE_COLD, do_munmap, LEAVES_NOTHING, PROT_READ,
+	},
+	[TEXT_COLD] = {
+		"text-cold", "file-cold, of a file that is mapped as text",
+		UNTOUCHED, do_read, LEAVES_MEMORY, PROT_READ | PROT_EXEC,
+	},
+	[TEXT_WARM] = {
+		"text-warm", "file-warm, of a file that is mapped as text",
+		TEXT_COLD, do_read, LEAVES_MEMORY, PROT_READ | PROT_EXEC, true,
 	},
 };
 
@@ -316,14 +332,19 @@ bool mem_create(struct mem *mem, const struct config *config, size_t len)
 }
 
 /*
- * Map a file that is not in the page cache instead, as text: an architecture
- * may read that in folios of its own size.
+ * Map a file that is not in the page cache instead. Huge pages are the way to ask
+ * for large folios there; an architecture may have its own size for text.
  */
-static bool mem_map_text(const struct bench *bench, struct mem *mem)
+static bool mem_map_file(const struct bench *bench, const struct config *config, int prot,
+			 struct mem *mem)
 {
-	return !posix_fadvise(bench->text, 0, 0, POSIX_FADV_DONTNEED) &&
-	       mmap(mem->area, mem->len, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_FIXED,
-		    bench->text, 0) == mem->area;
+	int flags = MAP_PRIVATE | MAP_FIXED;
+
+	if (config->kind == GRANULE_CONTRACT)
+		flags |= MAP_GRANULE_64KB;
+	return !posix_fadvise(bench->file, 0, 0, POSIX_FADV_DONTNEED) &&
+	       mmap(mem->area, mem->len, prot, flags, bench->file, 0) == mem->area &&
+	       (!config->thp_order || !madvise(mem->area, mem->len, MADV_HUGEPAGE));
 }
 
 static void mem_reap(struct mem *mem)
@@ -427,8 +448,9 @@ static bool run_fresh(const struct bench *bench, const struct config *config,
 	bool ok;
 
 	ok = mem_create(&mem, config, len) &&
-	     (stage != &stages[TEXT] || mem_map_text(bench, &mem)) &&
-	     prepare(bench, stage, &mem) && run_stage(bench, stage, &mem, res);
+	     (!stage->file_prot || mem_map_file(bench, config, stage->file_prot, &mem)) &&
+	     prepare(bench, stage, &mem) && (!stage->unmaps || do_dontneed(&mem)) &&
+	     run_stage(bench, stage, &mem, res);
 	if (ok && mem.area && config->kind == GRANULE_CONTRACT)
 		smaps_lines(mem.area, mem.len, bench->report->smaps,
 			    sizeof(bench->report->smaps));
@@ -446,10 +468,8 @@ static bool can_run(const struct bench *bench, const struct config *config,
 {
 	if (bench->missing[config - configs])
 		return false;
-	/* No setting changes the folios of text, so run it once. */
-	if (stage == &stages[TEXT])
-		return bench->text >= 0 && (config == &configs[CONFIG_MTHP] ||
-					    config == &configs[CONFIG_64K]);
+	if (stage->file_prot)
+		return bench->file >= 0 && !config->hugetlb;
 	return !needs_swap(stage) || (bench->swap && !config->hugetlb);
 }
 
@@ -1076,7 +1096,7 @@ static int run_bench(struct bench *bench, const struct job *job)
 }
 
 /* Make a file without a name, in which no page is like another. */
-static int create_text(const char *dir, size_t len)
+static int create_file(const char *dir, size_t len)
 {
 	__u32 buf[GRANULE_SIZE / sizeof(__u32)], nr = 0;
 	size_t i, done;
@@ -1137,9 +1157,9 @@ static void print_usage(FILE *fp)
 	fprintf(fp,
 		"usage: page_granule_bench [--mib N] [--repeat N] [--threads N] [--stage NAME]\n"
 		"                          [--all] [--life] [--fragment NAME] [--ceiling]\n"
-		"                          [--text DIR] [--json[=FILE]]\n"
+		"                          [--file DIR] [--json[=FILE]]\n"
 		"\n"
-		"Measure anonymous memory of 4 KiB pages, of 64 KiB mTHP, of 64 KiB hugetlb pages\n"
+		"Measure memory of 4 KiB pages, of 64 KiB mTHP, of 64 KiB hugetlb pages\n"
 		"and of 64 KiB granules, as far as the kernel has them, or of 64 KiB pages. Run as\n"
 		"root, for instructions under qemu -icount shift=0,sleep=off.\n"
 		"\n"
@@ -1153,8 +1173,8 @@ static void print_usage(FILE *fp)
 		"  --fragment NAME\n"
 		"                fragment free memory, and see how many runs it makes: boot\n"
 		"                anew for each NAME, without swap, with rootfstype=ramfs\n"
-		"  --text DIR    map a file there for the stage \"text\": on a file system with large\n"
-		"                folios, ext4 for one\n"
+		"  --file DIR    map a file there for the stages \"file-\" and \"text-\": on a file\n"
+		"                system with large folios, ext4 for one\n"
 		"  --ceiling     x86: what it costs to flush all of the TLB, or entry by entry\n"
 		"  --json        one JSON object a line instead of tables, or, where there is a\n"
 		"                FILE, in it and beside them\n"
@@ -1180,15 +1200,15 @@ int main(int argc, char **argv)
 		{ "life", no_argument, NULL, 'l' },
 		{ "fragment", required_argument, NULL, 'f' },
 		{ "ceiling", no_argument, NULL, 'c' },
-		{ "text", required_argument, NULL, 'x' },
+		{ "file", required_argument, NULL, 'x' },
 		{ "json", optional_argument, NULL, 'j' },
 		{ "help", no_argument, NULL, 'h' },
 		{ }
 	};
 	struct bench bench = {
-		.mib = 16, .repeat = 3, .threads = 1, .tables = true, .text = -1,
+		.mib = 16, .repeat = 3, .threads = 1, .tables = true, .file = -1,
 	};
-	const char *text = NULL;
+	const char *dir = NULL;
 	struct job job = { };
 	unsigned long val;
 	int opt;
@@ -1226,7 +1246,7 @@ int main(int argc, char **argv)
 				return error("unknown memory to fragment: see --help");
 			break;
 		case 'x':
-			text = optarg;
+			dir = optarg;
 			break;
 		case 'c':
 			job.ceiling = true;
@@ -1270,12 +1290,12 @@ int main(int argc, char **argv)
 	bench.swap = granule_meminfo_kb("SwapFree") > 2 * bench.mib * 1024;
 	if (job.stage && needs_swap(job.stage) && !bench.swap)
 		return error("not enough swap for this stage: run swapon first");
-	if (job.stage == &stages[TEXT] && !text)
-		return error("that stage maps a file: give a directory for it with --text");
-	if (text) {
-		bench.text = create_text(text, bench.mib * MIB);
-		if (bench.text < 0)
-			return error("no file in the directory of --text: mount one with room");
+	if (job.stage && job.stage->file_prot && !dir)
+		return error("that stage maps a file: give a directory for it with --file");
+	if (dir) {
+		bench.file = create_file(dir, bench.mib * MIB);
+		if (bench.file < 0)
+			return error("no file in the directory of --file: mount one with room");
 	}
 	bench.report = mmap(NULL, sizeof(*bench.report), PROT_RW,
 			    MAP_SHARED | MAP_ANONYMOUS, -1, 0);

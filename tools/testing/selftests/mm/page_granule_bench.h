@@ -37,7 +37,11 @@ enum stage_id {
 	MUNMAP,
 	NR_LIFE,
 	SPARSE_TOUCH = NR_LIFE,
-	TEXT,
+	FILE_COLD,
+	FILE_WARM,
+	FILE_MUNMAP,
+	TEXT_COLD,
+	TEXT_WARM,
 	NR_STAGES,
 	UNTOUCHED = NR_STAGES,
 };
@@ -89,7 +93,7 @@ struct bench {
 	FILE *json;		/* NULL: not wanted */
 	bool tables;
 	bool swap;
-	int text;		/* a file to map as text, or -1 */
+	int file;		/* what is mapped for the stages of files, or -1 */
 	int pagemap;
 	struct report *report;
 	const char *missing[NR_CONFIGS]; /* why not to measure one, or NULL */
@@ -120,6 +124,8 @@ struct stage {
 	enum stage_id from;	/* the stage that leaves what this one starts from */
 	bool (*run)(struct mem *mem);
 	enum leaves leaves;
+	int file_prot;		/* to map a file with, or 0 */
+	bool unmaps;		/* the memory first, which stays in the page cache */
 };
 
 /* The median run of each stage, and how far from it the others are. */

@@ -9,7 +9,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -253,16 +252,6 @@ FIXTURE_TEARDOWN(page_granule_limit_cgroup)
 	granule_cg_remove(&self->cg);
 }
 
-/* Pages that are charged in advance are those of one CPU from now on. */
-static int stay_on_cpu(void)
-{
-	cpu_set_t set;
-
-	CPU_ZERO(&set);
-	CPU_SET(sched_getcpu(), &set);
-	return sched_setaffinity(0, sizeof(set), &set);
-}
-
 #define ROOM_TOUCHES	(MIB / BASE_SIZE)
 
 static int set_limit(const struct granule_cg *cg, const char *name, long limit)
@@ -319,7 +308,7 @@ TEST_F_TIMEOUT(page_granule_limit_cgroup, room_for_few, 60)
 			char *granule = nth(area, 1);
 			long current;
 
-			if (!area || !rest || pagemap < 0 || stay_on_cpu())
+			if (!area || !rest || pagemap < 0 || !granule_stay_on_cpu())
 				_exit(1);
 			*area = 1;	/* the page table */
 			if (!leave_room(&self->cg, rest, rooms[i]))
@@ -441,7 +430,7 @@ TEST_F_TIMEOUT(page_granule_limit_cgroup, no_more_for_copies, 60)
 
 	if (!granule_have_swap(NULL))
 		SKIP(return, GRANULE_SWAP_REMEDY);
-	ASSERT_EQ(stay_on_cpu(), 0);
+	ASSERT_TRUE(granule_stay_on_cpu());
 	ASSERT_EQ(granule_cg_write(self->cg.dir, "memory.max", "11M"), 0);
 	ASSERT_EQ(granule_cg_write(self->cg.dir, "memory.swap.max", "max"), 0);
 	base = swapped_for_copies(&self->cg, GRANULE_UNTAGGED);

@@ -6,7 +6,6 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <limits.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -386,16 +385,6 @@ void lru_settle(void)
 	for (i = 0; i < 500 && granule_vmstat("nr_writeback"); i++)
 		usleep(10 * 1000);
 	granule_write(DROP_CACHES, "1");
-}
-
-/* The kernel drains those of its own CPU itself: stay there. */
-bool stay_on_cpu(void)
-{
-	cpu_set_t cpus;
-
-	CPU_ZERO(&cpus);
-	CPU_SET(sched_getcpu(), &cpus);
-	return !sched_setaffinity(0, sizeof(cpus), &cpus);
 }
 
 /*

@@ -146,7 +146,6 @@ bool mem_write_out(struct mem *mem);
 bool join_cgroup(struct granule_cg *cg);
 bool shared_page_out(const struct granule_cg *cg, struct mem *mem);
 void lru_settle(void);
-bool stay_on_cpu(void);
 int mem_collapse(struct mem *mem);
 char *mem_single_granule(const struct mem *mem);
 bool mem_wait_whole(struct mem *mem, unsigned int seconds);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Page granule: shared anonymous memory, and System V segments, which have no
- * granules. A granule of shared memory is a run of one folio in each process
+ * Page granule: shared anonymous memory, and the calls that attach System V
+ * segments. A granule of shared memory is a run of one folio in each process
  * that maps it, and comes back from swap.
  */
 #define _GNU_SOURCE
@@ -49,7 +49,7 @@ FIXTURE_VARIANT_ADD(page_granule_shared, default_tagged)
 static void prepare(struct __test_metadata *_metadata, struct mem *mem,
 		    enum granule_kind kind, struct granule_cg *cg, struct granule_fail *fail)
 {
-	ASSERT_TRUE(stay_on_cpu());
+	ASSERT_TRUE(granule_stay_on_cpu());
 	ASSERT_TRUE(mem_create(mem, kind));
 	ASSERT_TRUE(mem_share(mem));
 	if (!granule_fail_prepare(fail))
@@ -622,7 +622,6 @@ static int shm_session(char *res, size_t size, int *results)
 	results[n++] = granule_read_smaps(getpid(), p, &smaps);
 	results[n++] = (unsigned long)p - smaps.start;
 	results[n++] = smaps.end - smaps.start;
-	results[n++] = granule_has_flag(&smaps, "gr");
 	results[n++] = shmdt(p + BASE_SIZE) ? -errno : 0;
 	results[n++] = shmdt(p) ? -errno : 0;
 	results[n++] = shmdt(p) ? -errno : 0;

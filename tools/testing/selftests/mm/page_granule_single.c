@@ -12,7 +12,6 @@
 #include <asm-generic/mman.h> /* Force the import of the tools version. */
 #include <fcntl.h>
 #include <linux/prctl.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -486,17 +485,14 @@ TEST_F_TIMEOUT(page_granule_single, numa_hints, 3 * HINT_SECONDS)
 	unsigned long updates, faults, moved, here = 0;
 	unsigned int cpu, node;
 	struct mem mem;
-	cpu_set_t cpus;
 	time_t end;
 
 	if (!granule_two_nodes())
 		SKIP(return, GRANULE_NODES_REMEDY);
 	if (access(NUMA_BALANCING, W_OK))
 		SKIP(return, "no NUMA balancing: set CONFIG_NUMA_BALANCING=y");
+	ASSERT_TRUE(granule_stay_on_cpu());
 	ASSERT_EQ(syscall(__NR_getcpu, &cpu, &node, NULL), 0);
-	CPU_ZERO(&cpus);
-	CPU_SET(cpu, &cpus);
-	ASSERT_EQ(sched_setaffinity(0, sizeof(cpus), &cpus), 0);
 	ASSERT_TRUE(mem_create_nr(&mem, variant->kind, HINTED));
 	mem_fill(&mem, 1);
 	ASSERT_EQ(granule_on_node(mem.area, mem.nr, !node, true), mem.nr);

@@ -72,7 +72,7 @@ do {										\
 TEST_F(page_granule_tool, help)
 {
 	static const char * const verbs[] = {
-		"run", "show", "map", "advise", "stat", "supported",
+		"run", "show", "map", "collapse", "advise", "stat", "supported",
 	};
 	const char *line;
 	size_t i, len;
@@ -147,6 +147,8 @@ TEST_F(page_granule_tool, wrong_usage)
 		  "granule advise: SECONDS is a number from 0 to 86400, not '-5'" },
 		{ { "advise", "1", "-t" }, 2, "granule advise: option '-t' needs a value" },
 		{ { "advise", "-t", "1" }, 2, "granule advise: which process? Give its PID" },
+		{ { "collapse" }, 2, "granule collapse: which process? Give its PID" },
+		{ { "collapse", "-t", "1" }, 2, "granule collapse: there is no option '-t'" },
 		{ { "stat", "0" }, 2,
 		  "granule stat: SECONDS is a number from 1 to 86400, not '0'" },
 		{ { "stat", "1", "0" }, 2,
@@ -556,6 +558,40 @@ TEST_F_TIMEOUT(page_granule_tool, merged, 120)
 	ASSERT_EQ(granule_write(KSM_SYSFS "run", "0"), 0);
 	ASSERT_EQ(tool("show", self->number), 0);
 	EXPECT_NE(strstr(res.out, " 2 merged by KSM\n"), NULL) TH_LOG("%s", res.out);
+}
+
+/*
+ * Assert that "collapse" makes whole what is populated in single pages, leaves
+ * the rest, and says how much there is.
+ */
+TEST_F(page_granule_tool, collapse)
+{
+	unsigned long resident, now, before;
+	const char *line;
+
+	START(make_split, false);
+	ASSERT_EQ(tool("collapse", self->number), 0);
+	EXPECT_STREQ(res.err, "");
+	line = strstr(res.out, " layout: of ");
+	ASSERT_NE(line, NULL) TH_LOG("%s", res.out);
+	ASSERT_EQ(sscanf(line, " layout: of %lu kB in tagged mappings, %lu kB in whole granules, %lu kB before",
+			 &resident, &now, &before), 3) TH_LOG("%s", line);
+	EXPECT_EQ(resident, 3 * GRANULE_SIZE / 1024 - 4);
+	EXPECT_EQ(now, 2 * GRANULE_SIZE / 1024);
+	EXPECT_LE(before, now);
+	/* The first has a hole that the program made, of the last none was written. */
+	ASSERT_EQ(tool("map", self->number), 0);
+	EXPECT_NE(strstr(res.out, "  100000000000  x##x"), NULL) TH_LOG("%s", res.out);
+}
+
+/* Assert that "collapse" says who may use it on which process. */
+TEST_F(page_granule_tool, collapse_in_vain)
+{
+	START(make_states, true);
+	EXPECT_EQ(tool_hooked(become_user, "collapse", self->number, NULL), 1);
+	snprintf(res.out, sizeof(res.out),
+		 "granule: %s: only root may collapse the memory of a process\n", self->number);
+	EXPECT_STREQ(res.err, res.out);
 }
 
 /*

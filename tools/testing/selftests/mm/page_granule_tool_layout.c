@@ -418,6 +418,8 @@ const char golden_help[] =
 "      show the granules of a process, or all processes that have any\n"
 "  map [--no-color] PID\n"
 "      draw the address space of a process, one character a granule\n"
+"  collapse PID\n"
+"      bring what a process has populated into whole granules\n"
 "  advise [-t SECONDS] PID\n"
 "      watch a process, and tell what it would gain from granules\n"
 "  stat [SECONDS [COUNT]]\n"

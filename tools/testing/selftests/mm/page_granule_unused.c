@@ -53,6 +53,10 @@ enum {
 	FORK,
 	WRITE_AFTER_FORK,
 	MUNMAP,
+	FILE_WRITE,
+	FILE_FAULT,
+	FILE_MUNMAP,
+	FILE_TOUCH,
 	NR_STAGES,
 };
 
@@ -68,6 +72,10 @@ static const char * const names[NR_STAGES] = {
 	[FORK] = "fork",
 	[WRITE_AFTER_FORK] = "write-after-fork",
 	[MUNMAP] = "munmap",
+	[FILE_WRITE] = "file-write",
+	[FILE_FAULT] = "file-fault",
+	[FILE_MUNMAP] = "file-munmap",
+	[FILE_TOUCH] = "file-touch",
 };
 
 static const struct {
@@ -193,6 +201,50 @@ static void protect(char *p, int prot)
 		die("mprotect() failed");
 }
 
+static char *map_file(int fd)
+{
+	char *p = mmap(NULL, LEN, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
+	if (p == MAP_FAILED)
+		die("cannot map a file");
+	return p;
+}
+
+/* Files in memory: written and mapped, and populated by faults. */
+static void measure_files(void)
+{
+	static char buf[SMALL_STEP];
+	unsigned long begin;
+	int fd = memfd_create("unused", 0);
+	char *area;
+	size_t i;
+
+	begin = start();
+	for (i = 0; i < LEN; i += sizeof(buf)) {
+		if (write(fd, buf, sizeof(buf)) != sizeof(buf))
+			die("cannot write to a memfd: set CONFIG_MEMFD_CREATE=y");
+	}
+	times[FILE_WRITE] = now() - begin;
+
+	area = map_file(fd);
+	begin = start();
+	read_all(area);
+	times[FILE_FAULT] = now() - begin;
+
+	begin = start();
+	munmap(area, LEN);
+	times[FILE_MUNMAP] = now() - begin;
+
+	if (ftruncate(fd, 0) || ftruncate(fd, LEN))
+		die("cannot truncate a memfd");
+	area = map_file(fd);
+	begin = start();
+	write_all(area);
+	times[FILE_TOUCH] = now() - begin;
+	munmap(area, LEN);
+	close(fd);
+}
+
 /* Run by a process that has done nothing else. */
 static void measure(void)
 {
@@ -269,6 +321,8 @@ static void measure(void)
 	begin = start();
 	munmap(other, LEN);
 	times[MUNMAP] = now() - begin;
+
+	measure_files();
 }
 
 static void print_stage(const char *stage, const char *config, unsigned long ns)

@@ -6,6 +6,7 @@
 #include <limits.h>
 #include <linux/mempolicy.h>
 #include <linux/userfaultfd.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdio.h>
@@ -1161,12 +1162,12 @@ bool granule_cg_create(struct granule_cg *cg)
 	*cg->dir = 0;
 	if (!granule_find_cgroup2(cg->root))
 		return false;
-	snprintf(cg->dir, sizeof(cg->dir), "%s/page_granule.%d", cg->root, getpid());
-	snprintf(path, sizeof(path), "%s/memory.max", cg->dir);
-	if (mkdir(cg->dir, 0755) && errno != EEXIST) {
+	snprintf(cg->dir, sizeof(cg->dir), "%s/page_granule.XXXXXX", cg->root);
+	if (!mkdtemp(cg->dir)) {
 		*cg->dir = 0;
 		return false;
 	}
+	snprintf(path, sizeof(path), "%s/memory.max", cg->dir);
 	if (!access(path, W_OK))
 		return true;
 	granule_cg_remove(cg);
@@ -1284,6 +1285,16 @@ bool granule_child_ends(pid_t pid)
 
 	return waitpid(pid, &status, 0) == pid && WIFEXITED(status) &&
 	       !WEXITSTATUS(status);
+}
+
+/* What a CPU holds in batches, charged in advance or not, is that of one from now on. */
+bool granule_stay_on_cpu(void)
+{
+	cpu_set_t cpus;
+
+	CPU_ZERO(&cpus);
+	CPU_SET(sched_getcpu(), &cpus);
+	return !sched_setaffinity(0, sizeof(cpus), &cpus);
 }
 
 /* Write the header that mkswap(8) writes. */

@@ -324,6 +324,7 @@ long granule_cg_settled(const char *dir, bool shrink);
 bool granule_save_setting(const char *path);
 void granule_restore_settings(void);
 bool granule_child_ends(pid_t pid);
+bool granule_stay_on_cpu(void);
 
 bool granule_make_swap(const char *dev, unsigned int megabytes);
 void granule_read_swaps(struct granule_swaps *swaps);
