@@ -17,7 +17,7 @@ ARCHES := $(or $(ARCH),x86_64 arm64)
 ONE := $(or $(ARCH),$(HOST))
 
 .PHONY: demo help check deps tree export apply sync lint kernel boot kunit \
-	kselftest mm-compare stress vma-test bench programs tlb parts bisect clean work
+	kselftest mm-compare stress vma-test bench programs text tlb parts bisect clean work
 
 demo: work ## boot a patched kernel and show 64 KiB runs, measured
 	@scripts/demo $(ONE)
@@ -74,6 +74,9 @@ bench: work ## measure all stages, and costs for others: Documentation/measured.
 
 programs: work ## Debian's programs in 4K, mTHP, granules: measured.md; an ARCH takes 15 to 50 min, 0.6 GB (QUICK=1: three)
 	@scripts/programs/run $(if $(QUICK),--quick) $(ARCHES)
+
+text: work ## how much of the text of five programs is in whole granules: measured.md (10 min an ARCH)
+	@for a in $(ARCHES); do scripts/programs/text $$a; done
 
 tlb: work ## model TLB misses from recorded accesses: measured.md; an ARCH takes 30 min (QUICK=1: minutes)
 	@scripts/tlb/tlb $(if $(QUICK),--quick) $(ARCHES)

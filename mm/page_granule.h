@@ -458,7 +458,7 @@ static inline void granule_readahead_floor(struct vm_fault *vmf,
 	ractl->_index = folio->index;
 	/* page_cache_async_ra() makes each window's folios four times larger. */
 	ractl->ra->order = max_t(unsigned short, ractl->ra->order,
-				PAGE_GRANULE_ORDER - 2);
+				 PAGE_GRANULE_ORDER - 2);
 #endif
 }
 

@@ -392,7 +392,7 @@ struct shared_state {
 };
 
 static void collapse_look_ptes(struct vm_area_struct *vma, unsigned long addr,
-				struct shared_state *state)
+			       struct shared_state *state)
 {
 	pmd_t *pmd = granule_pmd(vma->vm_mm, addr);
 	spinlock_t *ptl;

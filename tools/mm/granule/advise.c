@@ -342,7 +342,7 @@ static void print_group(const struct group *group, double seconds, bool written)
 		return;
 	}
 	if (group->kind == KIND_FILE) {
-		printf(": as well, %s, at best %lu TLB entries instead of %lu\n",
+		printf(": in granules too, %s, at best %lu TLB entries instead of %lu\n",
 		       human(group->kb), group->blocks + group->edge_pages,
 		       group->pages + group->edge_pages);
 		return;

@@ -21,6 +21,10 @@
 #define MADV_COLLAPSE	25
 #endif
 
+/* How often a mapping is tried in which something is in use, and how long between */
+#define NR_TRIES	10
+#define TRY_US		20000
+
 /* How much of a process is where whole granules can be, in kB */
 struct reach {
 	unsigned long rss;
@@ -41,33 +45,59 @@ static struct reach sum_tagged(const struct process *proc)
 	return sum;
 }
 
-/*
- * What is in use cannot be collapsed now, and what the process has unmapped since
- * need not be. Returns an error only if no other mapping can be collapsed either.
- */
-static int collapse_vma(int pidfd, const struct vma *vma)
+static long advise(int pidfd, unsigned long start, unsigned long len, int advice)
 {
-	const unsigned long start = (vma->start + GRANULE_SZ - 1) & ~(GRANULE_SZ - 1);
-	struct iovec range = {
-		.iov_base = (void *)start,
-		.iov_len = nr_granules(vma) * GRANULE_SZ,
-	};
+	struct iovec range = { .iov_base = (void *)start, .iov_len = len };
 
-	if (!in_granules(vma) || !vma->rss || !range.iov_len)
-		return 0;
-	if (syscall(SYS_process_madvise, pidfd, &range, 1UL, MADV_COLLAPSE, 0UL) >= 0)
-		return 0;
-	return errno == EPERM || errno == ENOSYS ? errno : 0;
+	return syscall(SYS_process_madvise, pidfd, &range, 1UL, advice, 0UL);
 }
 
-static bool collapse_all(const struct process *proc)
+/*
+ * Read the rest of a granule of a file that the process uses in part. Pages that are
+ * not cached would keep it from being whole.
+ */
+static void read_rest(struct process *proc, const struct vma *vma, const struct block *block,
+		      void *arg)
+{
+	const int pidfd = *(const int *)arg;
+
+	if (!block->cut && block->present && block->present < NR && !block->guard)
+		advise(pidfd, block->addr, GRANULE_SZ, MADV_WILLNEED);
+}
+
+/*
+ * What is in use, or still read, cannot be collapsed now, and what the process has
+ * unmapped since need not be. Returns an error only if no other mapping can be
+ * collapsed either.
+ */
+static int collapse_vma(struct process *proc, int pidfd, const struct vma *vma)
+{
+	const unsigned long start = (vma->start + GRANULE_SZ - 1) & ~(GRANULE_SZ - 1);
+	const unsigned long len = nr_granules(vma) * GRANULE_SZ;
+	int i;
+
+	if (!in_granules(vma) || !vma->rss || !len)
+		return 0;
+	if (vma->inode)
+		scan_vma(proc, vma, 0, read_rest, &pidfd);
+	for (i = 0; i < NR_TRIES; i++) {
+		if (advise(pidfd, start, len, MADV_COLLAPSE) >= 0)
+			return 0;
+		if (errno != EAGAIN)
+			return errno == EPERM ? errno : 0;
+		usleep(TRY_US);
+	}
+	return 0;
+}
+
+static bool collapse_all(struct process *proc)
 {
 	const int pidfd = syscall(SYS_pidfd_open, proc->pid, 0);
 	int error = pidfd < 0 ? errno : 0;
 	size_t i;
 
 	for (i = 0; i < proc->nr_vmas && !error; i++)
-		error = collapse_vma(pidfd, &proc->vmas[i]);
+		error = collapse_vma(proc, pidfd, &proc->vmas[i]);
 	if (pidfd >= 0)
 		close(pidfd);
 	if (error == EPERM)

@@ -96,7 +96,8 @@ int end_usage(void)
 			fprintf(stderr, "%s %s\n", verb, usages[i].args);
 	}
 	if (!verb)
-		fputs("run|show|map|collapse|advise|stat|supported ..., see granule --help\n", stderr);
+		fputs("run|show|map|collapse|advise|stat|supported ..., see granule --help\n",
+		      stderr);
 	return verb && !strcmp(verb, "run") ? EXIT_TOOL : EXIT_USAGE;
 }
 

@@ -291,7 +291,7 @@ TEST_F(page_granule_cache, collapse_is_no_write)
 
 struct writer {
 	char *granule;
-	volatile bool stop;
+	bool stop;
 	bool lost;
 };
 
@@ -299,13 +299,14 @@ struct writer {
 static void *write_copies(void *arg)
 {
 	struct writer *writer = arg;
-	volatile unsigned long *word = (void *)page_at(writer->granule, 5);
+	unsigned long *word = (void *)page_at(writer->granule, 5);
 	unsigned long i;
 
-	for (i = 1; !writer->stop && !writer->lost; i++) {
-		madvise((void *)word, BASE_SIZE, MADV_DONTNEED);
-		*word = i;
-		writer->lost = *word != i;
+	for (i = 1; !__atomic_load_n(&writer->stop, __ATOMIC_RELAXED) && !writer->lost; i++) {
+		madvise(word, BASE_SIZE, MADV_DONTNEED);
+		__atomic_store_n(word, i, __ATOMIC_RELAXED);
+		if (FORCE_READ(*word) != i)
+			__atomic_store_n(&writer->lost, true, __ATOMIC_RELAXED);
 	}
 	return NULL;
 }
@@ -323,12 +324,12 @@ TEST_F_TIMEOUT(page_granule_cache, copies_stay, 60)
 	ASSERT_NE(self->map, MAP_FAILED);
 	writer.granule = self->map;
 	ASSERT_EQ(pthread_create(&thread, NULL, write_copies, &writer), 0);
-	while (granule_now() < end && !writer.lost) {
+	while (granule_now() < end && !__atomic_load_n(&writer.lost, __ATOMIC_RELAXED)) {
 		madvise(page_at(self->map, 3), BASE_SIZE, MADV_DONTNEED);
 		FORCE_READ(*self->map);
 		madvise(self->map, GRANULE_SIZE, MADV_COLLAPSE);
 	}
-	writer.stop = true;
+	__atomic_store_n(&writer.stop, true, __ATOMIC_RELAXED);
 	pthread_join(thread, NULL);
 	EXPECT_FALSE(writer.lost);
 }

@@ -142,8 +142,8 @@ TEST_F(page_granule_file, cold_random)
 	ASSERT_NE(self->map, MAP_FAILED);
 	for (i = 0; i < 120; i++) {
 		FORCE_READ(*self->map);
-		ASSERT_EQ(madvise(self->map, GRANULE_SIZE, MADV_DONTNEED), 0);
-		granule_drop_caches();
+		ASSERT_EQ(madvise(self->map, FILE_LEN, MADV_DONTNEED), 0);
+		ASSERT_EQ(posix_fadvise(self->file.fd, 0, 0, POSIX_FADV_DONTNEED), 0);
 	}
 	read_granules(self->map, 3, 1);
 	read_granules(self->map, 11, 1);
@@ -460,6 +460,7 @@ TEST_F(page_granule_file, written)
 	ASSERT_EQ(fallocate(self->file.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
 			    FILE_LEN), 0);
 	ASSERT_EQ(fallocate(self->file.fd, 0, BASE_SIZE, GRANULE_SIZE - BASE_SIZE), 0);
+	ASSERT_EQ(fallocate(self->file.fd, 0, GRANULE_SIZE, GRANULE_SIZE - BASE_SIZE), 0);
 	EXPECT_EQ(whole_untagged(&self->file, self->pagemap), 0);
 
 	munmap(self->map, FILE_LEN);

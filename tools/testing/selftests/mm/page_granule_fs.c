@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * File systems for the page granule tests. Each program makes them once, on
- * loop devices: parts of the block device that GRANULE_TEST_DISK names, which
- * is overwritten, or files in memory.
+ * File systems for the page granule tests. Each program makes them once, on the
+ * block devices that GRANULE_TEST_DISKS names, which are overwritten, or on loop
+ * devices of files in /tmp.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -28,7 +28,8 @@ struct fs {
 	size_t size;
 	char dir[64];
 	char missing[96];
-	char dev[32];			/* the loop device, if there is one */
+	char dev[32];
+	bool loop;
 };
 
 #define FS_DIR "/tmp/granule-fs-XXXXXX"
@@ -46,13 +47,10 @@ static struct fs fs_table[FS_NR] = {
 	[FS_TMPFS] = { .type = "tmpfs" },
 };
 
-/* Attach @size bytes of @backing from @offset on, and name the device in @dev. */
-static bool loop_attach(const char *backing, size_t offset, size_t size, char *dev)
+/* Attach a file, and name the device in @dev. */
+static bool loop_attach(const char *backing, char *dev)
 {
-	struct loop_config config = {
-		.info.lo_offset = offset,
-		.info.lo_sizelimit = size,
-	};
+	struct loop_config config = { };
 	int ctl, nr, loop = -1;
 	bool attached;
 
@@ -91,10 +89,28 @@ static void set_read_ahead(const char *dev)
 	granule_write(path, "128");
 }
 
-static void make_one(struct fs *fs, const char *disk, size_t offset)
+/* Make a loop device for a file in /tmp. Returns false if that failed. */
+static bool make_loop(struct fs *fs)
 {
-	char backing[96], command[128];
+	char backing[96];
 	int fd;
+
+	snprintf(backing, sizeof(backing), "%s.img", fs->dir);
+	fd = open(backing, O_CREAT | O_RDWR, 0600);
+	if (fd < 0 || ftruncate(fd, fs->size))
+		sprintf(fs->missing, "cannot write to /tmp");
+	close(fd);
+	if (*fs->missing)
+		return false;
+	fs->loop = loop_attach(backing, fs->dev);
+	if (!fs->loop)
+		sprintf(fs->missing, "no loop device: set CONFIG_BLK_DEV_LOOP=y");
+	return fs->loop;
+}
+
+static void make_one(struct fs *fs, const char *disk)
+{
+	char command[128];
 
 	snprintf(fs->dir, sizeof(fs->dir), "%s/%td", fs_root, fs - fs_table);
 	mkdir(fs->dir, 0700);
@@ -104,20 +120,10 @@ static void make_one(struct fs *fs, const char *disk, size_t offset)
 		return;
 	}
 
-	snprintf(backing, sizeof(backing), "%s", disk);
-	if (!*disk) {
-		snprintf(backing, sizeof(backing), "%s.img", fs->dir);
-		fd = open(backing, O_CREAT | O_RDWR, 0600);
-		if (fd < 0 || ftruncate(fd, fs->size)) {
-			sprintf(fs->missing, "cannot write to /tmp");
-			return;
-		}
-		close(fd);
-	}
-	if (!loop_attach(backing, *disk ? offset : 0, fs->size, fs->dev)) {
-		sprintf(fs->missing, "no loop device: set CONFIG_BLK_DEV_LOOP=y");
+	if (disk)
+		snprintf(fs->dev, sizeof(fs->dev), "%s", disk);
+	else if (!make_loop(fs))
 		return;
-	}
 	snprintf(command, sizeof(command), "%s %s >/dev/null 2>&1", fs->mkfs, fs->dev);
 	if (system(command)) {
 		snprintf(fs->missing, sizeof(fs->missing), "\"%s\" fails: install it",
@@ -140,7 +146,7 @@ static void unmake(void)
 	for (i = 0; i < FS_NR; i++) {
 		if (fs_table[i].type)
 			umount2(fs_table[i].dir, MNT_DETACH);
-		if (*fs_table[i].dev)
+		if (fs_table[i].loop)
 			loop_detach(fs_table[i].dev);
 	}
 	snprintf(command, sizeof(command), "rm -rf %s", fs_root);
@@ -150,8 +156,7 @@ static void unmake(void)
 /* Make the file systems; call it once, before the harness starts. */
 void granule_fs_make(void)
 {
-	const char *disk = getenv("GRANULE_TEST_DISK");
-	size_t offset = 0;
+	char *disks = getenv("GRANULE_TEST_DISKS"), *disk;
 	int i;
 
 	if (geteuid())
@@ -164,8 +169,11 @@ void granule_fs_make(void)
 	for (i = 0; i < FS_NR; i++) {
 		if (!fs_table[i].type)
 			continue;
-		make_one(&fs_table[i], disk ? disk : "", offset);
-		offset += fs_table[i].size;
+		/* One after the other, and loop devices for what is left. */
+		disk = disks && fs_table[i].mkfs ? strtok(disks, " ") : NULL;
+		if (disk)
+			disks = strtok(NULL, "");
+		make_one(&fs_table[i], disk);
 	}
 }
 

@@ -248,6 +248,7 @@ TEST_F(page_granule_fsx, end_in_large_folio)
 {
 	unsigned long pages, step, larger = 0;
 	size_t len, end;
+	bool done;
 
 	/* Memory has such folios only if it is told to. */
 	self->huge_tmpfs = variant->fs == FS_TMPFS &&
@@ -266,11 +267,9 @@ TEST_F(page_granule_fsx, end_in_large_folio)
 
 		for (step = 1, end = len; step <= 5; step++) {
 			end += step * BASE_SIZE;
-			if (step % 2) {
-				ASSERT_EQ(ftruncate(self->file.fd, end), 0);
-			} else {
-				ASSERT_EQ(pwrite(self->file.fd, "", 1, end - 1), 1);
-			}
+			done = step % 2 ? !ftruncate(self->file.fd, end) :
+			       pwrite(self->file.fd, "", 1, end - 1) == 1;
+			ASSERT_TRUE(done);
 			EXPECT_EQ(wrong_page(self->map, end, step % 2), -1)
 				TH_LOG("%lu pages, extended to %zu", pages, end);
 			EXPECT_TRUE(is_zero(self->map + len, end - len));
@@ -469,9 +468,11 @@ struct fsx {
 
 static bool fsx_fail(struct fsx *fsx, const char *what, size_t at)
 {
-	ksft_print_msg("seed %u, operation %u, %s of %zu bytes at %zu, size %zu: %s at %zu, errno %d\n",
-		       fsx->first_seed, fsx->op, fsx->name, fsx->len, fsx->pos, fsx->size,
-		       what, at, errno);
+	const int error = errno;
+
+	ksft_print_msg("seed %u, operation %u, %s of %zu bytes at %zu\n", fsx->first_seed,
+		       fsx->op, fsx->name, fsx->len, fsx->pos);
+	ksft_print_msg("size %zu: %s at %zu, errno %d\n", fsx->size, what, at, error);
 	return false;
 }
 
@@ -855,7 +856,7 @@ static void *race_write(void *arg)
 {
 	struct race *race = arg;
 	unsigned int seed = new_seed() + race->by_map * 2, page, i;
-	volatile unsigned long *word;
+	unsigned long *word;
 
 	while (!__atomic_load_n(&race->stop, __ATOMIC_RELAXED)) {
 		page = next_random(&seed, RACE_GRANULES) * GRANULE_NR_PAGES;
@@ -866,7 +867,7 @@ static void *race_write(void *arg)
 			race->counts[page]++;
 			word = (void *)(race->map + race_pos(race, page));
 			if (race->by_map)
-				*word = race->counts[page];
+				__atomic_store_n(word, race->counts[page], __ATOMIC_RELAXED);
 			else if (pwrite(race->fd, &race->counts[page], sizeof(long),
 					race_pos(race, page)) != sizeof(long))
 				race->failed++;
@@ -987,11 +988,8 @@ TEST_F(page_granule_fsx, locked_and_split)
 		if (contract && split >= 2)
 			EXPECT_GT(granule_meminfo_kb("Mlocked"), before);
 
-		if (split % 2) {
-			ASSERT_EQ(ftruncate(self->file.fd, cut), 0);
-		} else {
-			ASSERT_EQ(fallocate(self->file.fd, PUNCH, cut, BASE_SIZE), 0);
-		}
+		ASSERT_EQ(split % 2 ? ftruncate(self->file.fd, cut) :
+			  fallocate(self->file.fd, PUNCH, cut, BASE_SIZE), 0);
 		EXPECT_EQ(memcmp(self->map, self->buf, cut), 0);
 		EXPECT_EQ(munlock(locked, len), 0);
 		EXPECT_TRUE(mlocked_is(before))

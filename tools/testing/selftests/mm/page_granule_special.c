@@ -408,6 +408,7 @@ FIXTURE_SETUP(page_granule_special_file)
 }
 
 #define TRACING		"/sys/kernel/tracing/"
+#define RECORD_NAMES	TRACING "options/record-cmd"
 #define PROBE_ENABLE	TRACING "events/granule/special/enable"
 
 static void remove_probe(void)
@@ -552,7 +553,9 @@ static bool add_probe(int fd)
 	char text[128];
 
 	snprintf(text, sizeof(text), "p:granule/special /proc/self/fd/%d:0x%lx\n", fd, SPOT_POS);
-	return !granule_write(TRACING "uprobe_events", text) && !granule_write(PROBE_ENABLE, "1");
+	/* Names are recorded by probes of the scheduler, whose text would be patched. */
+	return !granule_write(RECORD_NAMES, "0") &&
+	       !granule_write(TRACING "uprobe_events", text) && !granule_write(PROBE_ENABLE, "1");
 }
 
 /*
@@ -894,6 +897,7 @@ int main(int argc, char **argv)
 	granule_thp_never();
 	granule_save_setting(NR_HUGEPAGES);
 	granule_save_setting(KSM_SYSFS "run");
+	granule_save_setting(RECORD_NAMES);
 	granule_fs_make();
 	return test_harness_run(argc, argv);
 }

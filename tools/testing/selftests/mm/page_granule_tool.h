@@ -7,6 +7,7 @@
 
 #include <limits.h>
 #include <stdarg.h>
+#include "page_granule_fs.h"
 #include "page_granule_util.h"
 
 #define UID_USER		1000
@@ -45,10 +46,12 @@ struct result {
 #define tool(...)	tool_hooked(NULL, __VA_ARGS__, NULL)
 
 #define RANDOM_GRANULES	64
+#define HALF_CACHED_LEN	(4 * GRANULE_SIZE)
 
 /* page_granule_tool_layout.c */
 extern char tool_path[PATH_MAX], self_path[PATH_MAX];
 extern struct result res;
+extern struct granule_file half_cached;
 extern char *argv[MAX_ARGS];
 
 extern const char golden_show[];
@@ -83,6 +86,7 @@ bool make_random(void);
 bool make_swapped(void);
 bool make_guarded(void);
 bool make_split(void);
+bool make_half_cached(void);
 bool make_protected(void);
 bool make_mergeable(void);
 bool parse_memory(const char *line, unsigned long *now, unsigned long *then);

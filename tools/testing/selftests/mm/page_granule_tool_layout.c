@@ -5,6 +5,7 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <grp.h>
 #include <linux/userfaultfd.h>
 #include <signal.h>
@@ -25,6 +26,7 @@
 char tool_path[PATH_MAX], self_path[PATH_MAX];
 
 struct result res;
+struct granule_file half_cached;
 
 void read_back(int fd, char *buf, size_t size)
 {
@@ -336,6 +338,25 @@ bool make_split(void)
 	snprintf(command, sizeof(command), "%d,0x%lx,0x%lx,0", getpid(),
 		 (unsigned long)nth(ARENA, 1), (unsigned long)nth(ARENA, 2));
 	return !granule_write("/sys/kernel/debug/split_huge_pages", command);
+}
+
+/* Granules of a file of which half is cached; the first two are in use. */
+bool make_half_cached(void)
+{
+	unsigned long i;
+	char byte;
+
+	posix_fadvise(half_cached.fd, 0, 0, POSIX_FADV_RANDOM);
+	for (i = 0; i < HALF_CACHED_LEN / BASE_SIZE; i += 2) {
+		if (pread(half_cached.fd, &byte, 1, i * BASE_SIZE) != 1)
+			return false;
+	}
+	if (granule_file_map(&half_cached, GRANULE_DEFAULT, false, ARENA, HALF_CACHED_LEN,
+			     PROT_READ, 0) != ARENA)
+		return false;
+	FORCE_READ(*nth(ARENA, 0));
+	FORCE_READ(*nth(ARENA, 1));
+	return true;
 }
 
 bool make_protected(void)
