@@ -60,6 +60,7 @@
  * @ceiling: vma_thp_gfp_mask() of the VMA, which limits the effort.
  * @memcg: The memory cgroup of the page cache, referenced, or NULL.
  * @others: Unmap pages that other processes map, too. The caller sets this.
+ * @cached: One folio of the page cache holds it. It only has to be mapped.
  */
 struct granule_target {
 	int nid;
@@ -69,6 +70,7 @@ struct granule_target {
 	gfp_t ceiling;
 	struct mem_cgroup *memcg;
 	bool others;
+	bool cached;
 };
 
 /*

@@ -216,6 +216,9 @@ struct folio *page_granule_alloc_node(gfp_t ceiling, int nid)
 {
 	struct folio *folio;
 
+	/* A node that a cpuset excludes is not short of memory. */
+	if (!node_isset(nid, cpuset_current_mems_allowed))
+		return NULL;
 	folio = __folio_alloc_node(GFP_TRANSHUGE_LIGHT | __GFP_THISNODE,
 				   PAGE_GRANULE_ORDER, nid);
 	return folio ?: compact_for_granule(ceiling, nid);

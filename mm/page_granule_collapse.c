@@ -277,7 +277,8 @@ gfp_t granule_target_charge(const struct granule_target *target, struct vm_area_
 	gfp_t charge = GFP_PAGE_GRANULE_CHARGE;
 
 	if ((target->memcg && target->memcg != memcg) ||
-	    !(target->others || vma_is_anonymous(vma) || vma_is_shmem(vma)))
+	    !(target->others || vma_is_anonymous(vma) ||
+	      shmem_mapping(vma->vm_file->f_mapping)))
 		charge &= ~__GFP_DIRECT_RECLAIM;
 	mem_cgroup_put(memcg);
 	return charge;
@@ -416,7 +417,8 @@ int granule_collapse_prepare(struct vm_area_struct *vma, unsigned long addr,
 
 /*
  * Make a granule whole that granule_collapse_prepare() has found to be broken.
- * This consumes @folio, which is charged. With @others, it unmaps pages of
+ * This consumes @folio, which is charged, and NULL if the target says that the
+ * granule is cached. With @others, it unmaps pages of
  * the page cache in other processes.
  *
  * The mmap lock is held, at least for reading. Returns 0 if the granule is
@@ -476,7 +478,8 @@ int page_granule_collapse_range(struct vm_area_struct *vma, unsigned long start,
 		}
 		error = granule_collapse_prepare(vma, addr, &target);
 		if (!error) {
-			folio = granule_target_alloc(&target, vma->vm_mm,
+			folio = target.cached ? NULL :
+				granule_target_alloc(&target, vma->vm_mm,
 						     granule_target_charge(&target, vma));
 			error = IS_ERR(folio) ? PTR_ERR(folio) :
 				granule_collapse_finish(vma, addr, true, folio);

@@ -70,7 +70,7 @@ static int collapse_look_cache(struct address_space *mapping, pgoff_t index,
 			       unsigned int mapped, struct granule_target *target)
 {
 	unsigned int order, mapcount = 0;
-	bool unwritten, mixed = false;
+	bool busy, mixed = false;
 	struct mem_cgroup *memcg;
 	struct folio *folio;
 	pgoff_t next;
@@ -92,20 +92,22 @@ static int collapse_look_cache(struct address_space *mapping, pgoff_t index,
 			mem_cgroup_put(memcg);
 		}
 		target->scattered |= folio_nid(folio) != target->nid;
-		unwritten = collapse_unwritten(mapping, folio);
+		busy = collapse_unwritten(mapping, folio) || folio_test_locked(folio) ||
+		       !folio_test_uptodate(folio);
 		mapcount += folio_mapcount(folio);
 		next = folio_next_index(folio);
 		folio_put(folio);
 		if (order >= PAGE_GRANULE_ORDER)
 			return 1;
-		if (unwritten)
+		if (busy)
 			return -EAGAIN;
 	}
 	if (target->others && mixed) {
 		mem_cgroup_put(target->memcg);
 		target->memcg = NULL;
 	}
-	return target->others || (mapcount <= mapped && !mixed) ? 0 : -EAGAIN;
+	/* Do not try again: others may map it for as long as they live. */
+	return target->others || (mapcount <= mapped && !mixed) ? 0 : -EINVAL;
 }
 
 /*
@@ -135,16 +137,19 @@ static int collapse_lock_cache(struct address_space *mapping, pgoff_t index,
 		ret = -EAGAIN;
 		if (!folio_trylock(folio))
 			goto put;
-		if (folio->mapping != mapping || collapse_unwritten(mapping, folio))
+		if (folio->mapping != mapping)
+			goto unlock;
+		ret = 1;
+		if (folio_order(folio) >= PAGE_GRANULE_ORDER)
+			goto unlock;
+		ret = -EAGAIN;
+		if (collapse_unwritten(mapping, folio))
 			goto unlock;
 		if (!others && folio_maybe_mapped_shared(folio))
 			goto unlock;
 		/* Do not unmap memory that others have locked. */
 		if (folio_test_mlocked(folio) &&
 		    (mapped < PAGE_GRANULE_NR || folio_maybe_mapped_shared(folio)))
-			goto unlock;
-		ret = 1;
-		if (folio_order(folio) >= PAGE_GRANULE_ORDER)
 			goto unlock;
 		ret = -EINVAL;
 		if (!folio_test_uptodate(folio) ||
@@ -431,6 +436,7 @@ static void collapse_look_ptes(struct vm_area_struct *vma, unsigned long addr,
 int granule_collapse_prepare_cache(struct vm_area_struct *vma, unsigned long addr,
 				   struct granule_target *target)
 {
+	struct address_space *mapping = vma->vm_file->f_mapping;
 	struct shared_state state = {};
 	int ret;
 
@@ -439,11 +445,15 @@ int granule_collapse_prepare_cache(struct vm_area_struct *vma, unsigned long add
 		return 1;
 	if (state.special || !collapse_may_convert(vma, addr))
 		return -EINVAL;
-	ret = collapse_look_cache(vma->vm_file->f_mapping,
-				  linear_page_index(vma, addr), state.mapped,
-				  target);
-	/* One folio holds the granule, but it is not mapped as a whole yet. */
-	return ret == 1 ? 0 : ret;
+	/* Repair is for what is in use, and can be moved. */
+	if (!target->others && (!state.mapped || mapping_unevictable(mapping)))
+		return -EINVAL;
+	ret = collapse_look_cache(mapping, linear_page_index(vma, addr),
+				  state.mapped, target);
+	if (ret != 1 || !state.mapped)
+		return ret;
+	target->cached = true;
+	return 0;
 }
 
 /* Unmap what a page table maps of a granule, but not private copies. */
@@ -464,17 +474,18 @@ static void collapse_zap(struct vm_area_struct *vma, unsigned long addr)
  */
 static void collapse_map(struct vm_area_struct *vma, unsigned long addr, bool soft_dirty)
 {
-	unsigned int flags = FAULT_FLAG_REMOTE;
+	/* Not for the first time: readahead would be charged to the caller. */
+	unsigned int flags = FAULT_FLAG_REMOTE | FAULT_FLAG_TRIED;
 
-	if (soft_dirty && vma_is_shmem(vma) &&
+	if (soft_dirty && shmem_mapping(vma->vm_file->f_mapping) &&
 	    (vma->vm_flags & (VM_SHARED | VM_WRITE)) == (VM_SHARED | VM_WRITE))
 		flags |= FAULT_FLAG_WRITE;
 	handle_mm_fault(vma, addr, flags, NULL);
 }
 
 /*
- * Bring a granule of the page cache into one folio, and map it as a whole.
- * Returns as granule_collapse_finish().
+ * Bring a granule of the page cache into one folio, and map it as a whole. It is
+ * in one already if @folio is NULL. Returns as granule_collapse_finish().
  */
 int granule_collapse_finish_cache(struct vm_area_struct *vma, unsigned long addr,
 				  bool others, struct folio *folio)
@@ -485,11 +496,14 @@ int granule_collapse_finish_cache(struct vm_area_struct *vma, unsigned long addr
 
 	collapse_look_ptes(vma, addr, &state);
 	if (state.whole || state.special) {
-		folio_put(folio);
+		if (folio)
+			folio_put(folio);
 		return state.whole ? 0 : -EAGAIN;
 	}
-	ret = collapse_to(vma->vm_file->f_mapping, index, state.mapped, others,
-			  folio);
+	ret = 1;
+	if (folio)
+		ret = collapse_to(vma->vm_file->f_mapping, index, state.mapped,
+				  others, folio);
 	if (!ret) {
 		count_vm_event(GRANULE_REPAIR);
 		trace_page_granule_repair(vma->vm_mm, addr);

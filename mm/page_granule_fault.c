@@ -973,7 +973,8 @@ void note_fault_granule(struct vm_fault *vmf, int nr_pages)
 	if (nr_pages >= PAGE_GRANULE_NR)
 		page_granule_note_fault(vmf->vma, vmf->address,
 					GRANULE_FILL_FOLIO);
-	else if (nr_pages == 1 && granule_wants_all(vmf, vmf->pte))
+	else if (nr_pages == 1 && granule_wants_all(vmf, vmf->pte) &&
+		 !granule_behind_eof(vmf))
 		page_granule_note_fault(vmf->vma, vmf->address,
 					GRANULE_FILL_SINGLE);
 }

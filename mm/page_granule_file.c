@@ -25,11 +25,12 @@ static void granule_read_blocks(struct file *file, pgoff_t start, pgoff_t end,
 				pgoff_t mark, gfp_t ceiling)
 {
 	struct address_space *mapping = file->f_mapping;
-	unsigned long nr = end - start, cached = start;
+	unsigned long nr = end - start;
 	struct blk_plug plug;
 
 	/* If a part is cached, do not let that make the other blocks small. */
-	if (xa_find(&mapping->i_pages, &cached, end - 1, XA_PRESENT))
+	if (filemap_range_has_page(mapping, (loff_t)start << PAGE_SHIFT,
+				   ((loff_t)end << PAGE_SHIFT) - 1))
 		nr = PAGE_GRANULE_NR;
 
 	blk_start_plug(&plug);
@@ -137,16 +138,16 @@ static bool granule_looks_empty(struct vm_fault *vmf)
 /* How many pages fault-around maps if all that takes is to set PTEs */
 #define GRANULE_AROUND_NR	(4 * PAGE_GRANULE_NR)
 
-/* Is nothing mapped around the address yet? */
-static bool granules_look_empty(struct vm_fault *vmf)
+/* Is nothing mapped yet in the block of @nr pages around the address? */
+static bool granules_look_empty(struct vm_fault *vmf, unsigned int nr)
 {
 	struct vm_area_struct *vma = vmf->vma;
-	const unsigned long nr = pte_index(vmf->address) % GRANULE_AROUND_NR;
-	const unsigned long start = (vmf->address & PAGE_MASK) - nr * PAGE_SIZE;
+	const unsigned long before = pte_index(vmf->address) % nr;
+	const unsigned long start = (vmf->address & PAGE_MASK) - before * PAGE_SIZE;
 
-	return nr <= vmf->pgoff - vma_start_pgoff(vma) &&
-	       vma->vm_end - start >= GRANULE_AROUND_NR * PAGE_SIZE &&
-	       ptes_look_empty(vmf, start, GRANULE_AROUND_NR);
+	return before <= vmf->pgoff - vma_start_pgoff(vma) &&
+	       vma->vm_end - start >= nr * PAGE_SIZE &&
+	       ptes_look_empty(vmf, start, nr);
 }
 
 /**
@@ -179,9 +180,10 @@ vm_fault_t granule_fault_around(struct vm_fault *vmf)
 {
 	struct vm_area_struct *vma = vmf->vma;
 	struct address_space *mapping = vma->vm_file->f_mapping;
-	vm_fault_t ret;
 	bool whole, empty, ready;
 	struct folio *folio;
+	unsigned int nr;
+	vm_fault_t ret;
 
 	if (shmem_mapping(mapping) || !vma->vm_ops->map_pages ||
 	    userfaultfd_armed(vma))
@@ -197,8 +199,11 @@ vm_fault_t granule_fault_around(struct vm_fault *vmf)
 	if (whole && !ready)
 		return 0;
 
-	if (granules_look_empty(vmf)) {
-		ret = do_fault_around(vmf, GRANULE_AROUND_NR);
+	nr = GRANULE_AROUND_NR;
+	while (nr > PAGE_GRANULE_NR && !granules_look_empty(vmf, nr))
+		nr /= 2;
+	if (nr > PAGE_GRANULE_NR) {
+		ret = do_fault_around(vmf, nr);
 		if (ret || whole)
 			goto mapped;
 	}

@@ -132,8 +132,11 @@ static bool page_granule_in_cache(const struct file *file)
 }
 
 /* Can memory be populated in granules? */
-static bool page_granule_can_tag(struct file *file, unsigned long flags)
+static bool page_granule_can_tag(struct file *file, unsigned long flags,
+				 vma_flags_t *vma_flags)
 {
+	if (vma_flags_test_single_mask(vma_flags, VMA_SHADOW_STACK))
+		return false;
 	if (file)
 		return page_granule_in_cache(file);
 
@@ -200,9 +203,6 @@ int page_granule_mmap_prepare(struct file *file, unsigned long addr,
 			      pgoff_t pgoff, vma_flags_t *vma_flags)
 {
 	const bool fixed = *flags & (MAP_FIXED | MAP_FIXED_NOREPLACE);
-	const bool can_tag = page_granule_can_tag(file, *flags) &&
-			     !vma_flags_test_single_mask(vma_flags,
-							 VMA_SHADOW_STACK);
 	struct mm_struct *mm = current->mm;
 	int order;
 
@@ -212,7 +212,8 @@ int page_granule_mmap_prepare(struct file *file, unsigned long addr,
 		*flags &= ~MAP_GRANULE;
 
 	if (!(*flags & MAP_GRANULE)) {
-		if (can_tag && !(*flags & MAP_STACK) && page_granule_default(mm))
+		if (page_granule_default(mm) && !(*flags & MAP_STACK) &&
+		    page_granule_can_tag(file, *flags, vma_flags))
 			vma_flags_set_mask(vma_flags, VMA_GRANULE);
 		return 0;
 	}
@@ -234,7 +235,7 @@ int page_granule_mmap_prepare(struct file *file, unsigned long addr,
 		return -EINVAL;
 	if (file && !IS_ALIGNED(pgoff, PAGE_GRANULE_NR))
 		return -EINVAL;
-	if (!can_tag || !page_granule_offered(mm))
+	if (!page_granule_offered(mm) || !page_granule_can_tag(file, *flags, vma_flags))
 		return -EOPNOTSUPP;
 
 	/* Else calc_vm_flag_bits() would add VM_NOHUGEPAGE. */

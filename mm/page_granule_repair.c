@@ -273,6 +273,8 @@ static int repair_one(struct mm_struct *mm, unsigned long hint)
 	if (!repair_trylock(mm))
 		return -EAGAIN;
 	error = repair_prepare_hint(mm, hint, &target, &vma);
+	if (!error && target.cached)
+		error = granule_collapse_finish(vma, granule_start(hint), false, NULL) ?: 1;
 	mmap_read_unlock(mm);
 	if (error)
 		goto out;

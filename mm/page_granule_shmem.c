@@ -47,18 +47,22 @@ bool page_granule_monitored(struct address_space *mapping, pgoff_t index)
 	return monitored;
 }
 
+/* How many VMAs of a granule page_granule_mapped() looks at */
+#define GRANULE_MAPPED_LOOKS	64
+
 /**
  * page_granule_mapped - Does a tagged VMA map a granule of a file?
  * @mapping: The shared memory.
  * @index: A page of the granule.
  *
  * Context: May sleep.
- * Return: true if any VMA of the granule may have folios for it, and userfaultfd
- * does not monitor missing pages of any.
+ * Return: true if any of the first VMAs of the granule may have folios for it,
+ * and userfaultfd does not monitor missing pages of any.
  */
 bool page_granule_mapped(struct address_space *mapping, pgoff_t index)
 {
 	struct vm_area_struct *vma;
+	unsigned int looks = 0;
 	bool mapped = false;
 
 	if (likely(!mapping_granule(mapping)) || page_granule_monitored(mapping, index))
@@ -69,7 +73,8 @@ bool page_granule_mapped(struct address_space *mapping, pgoff_t index)
 	mapping_rmap_tree_foreach(vma, mapping, index,
 				  index + PAGE_GRANULE_NR - 1) {
 		mapped = vma_granule_active(vma) && vma_granule_folios(vma);
-		if (mapped)
+		/* Others may have mapped it many times since. */
+		if (mapped || ++looks == GRANULE_MAPPED_LOOKS)
 			break;
 	}
 	i_mmap_unlock_read(mapping);

@@ -7,6 +7,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <glob.h>
 #include <linux/loop.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -80,13 +81,17 @@ static void loop_detach(const char *dev)
 	close(loop);
 }
 
-/* Fault-around and readahead as on a disk: a loop device reads far ahead. */
-static void set_read_ahead(const char *dev)
+/* Readahead as on most disks: loop devices read further ahead, and so does btrfs. */
+static void set_read_ahead(const char *pattern)
 {
-	char path[64];
+	glob_t found;
+	size_t i;
 
-	sprintf(path, "/sys/block/%s/queue/read_ahead_kb", dev + strlen("/dev/"));
-	granule_write(path, "128");
+	if (glob(pattern, 0, NULL, &found))
+		return;
+	for (i = 0; i < found.gl_pathc; i++)
+		granule_write(found.gl_pathv[i], "128");
+	globfree(&found);
 }
 
 /* Make a loop device for a file in /tmp. Returns false if that failed. */
@@ -110,7 +115,7 @@ static bool make_loop(struct fs *fs)
 
 static void make_one(struct fs *fs, const char *disk)
 {
-	char command[128];
+	char command[128], path[96];
 
 	snprintf(fs->dir, sizeof(fs->dir), "%s/%td", fs_root, fs - fs_table);
 	mkdir(fs->dir, 0700);
@@ -130,9 +135,12 @@ static void make_one(struct fs *fs, const char *disk)
 			 fs->mkfs);
 		return;
 	}
-	set_read_ahead(fs->dev);
+	snprintf(path, sizeof(path), "/sys/block/%s/queue/read_ahead_kb",
+		 fs->dev + strlen("/dev/"));
+	set_read_ahead(path);
 	if (mount(fs->dev, fs->dir, fs->type, 0, NULL))
 		sprintf(fs->missing, "cannot mount %s: set its kernel option", fs->type);
+	set_read_ahead("/sys/class/bdi/btrfs-*/read_ahead_kb");
 }
 
 static void unmake(void)
@@ -241,6 +249,33 @@ void granule_drop_caches(void)
 	granule_write(DROP_CACHES, "1");
 }
 
+static bool is_cached(struct granule_file *file)
+{
+	unsigned char *vec = calloc(1, file->len / BASE_SIZE + 1);
+	void *map = mmap(NULL, file->len, PROT_READ, MAP_SHARED, file->fd, 0);
+	bool cached = true;
+
+	if (vec && map != MAP_FAILED && !mincore(map, file->len, vec))
+		cached = memchr(vec, 1, file->len / BASE_SIZE + 1);
+	munmap(map, file->len);
+	free(vec);
+	return cached;
+}
+
+/* Drop the file from the page cache, also what is still in use for a moment. */
+static bool drop_file(struct granule_file *file)
+{
+	int i;
+
+	granule_drop_caches();
+	for (i = 0; i < 100; i++) {
+		if (!posix_fadvise(file->fd, 0, 0, POSIX_FADV_DONTNEED) && !is_cached(file))
+			return true;
+		usleep(20 * 1000);
+	}
+	return false;
+}
+
 /*
  * Fill the file, and have it in the page cache as @cache says. Returns false if
  * that failed, or if the memory cannot be like that.
@@ -261,11 +296,7 @@ bool granule_file_cache(struct granule_file *file, enum granule_cache cache)
 	free(buf);
 	if (!done)
 		return false;
-	if (cache == CACHE_COLD && !fs_is_memory(file->fs)) {
-		granule_drop_caches();
-		posix_fadvise(file->fd, 0, 0, POSIX_FADV_DONTNEED);
-	}
-	return true;
+	return cache != CACHE_COLD || fs_is_memory(file->fs) || drop_file(file);
 }
 
 /* mmap() or shmat() of the file. A default is one of the process. */
