@@ -199,9 +199,10 @@ vm_fault_t granule_fault_around(struct vm_fault *vmf)
 	if (whole && !ready)
 		return 0;
 
+	/* Readahead of text leaves no marks, at which this would stop. */
 	nr = GRANULE_AROUND_NR;
 	while (nr > PAGE_GRANULE_NR && !granules_look_empty(vmf, nr))
-		nr /= 2;
+		nr = vma->vm_flags & VM_EXEC ? nr / 2 : PAGE_GRANULE_NR;
 	if (nr > PAGE_GRANULE_NR) {
 		ret = do_fault_around(vmf, nr);
 		if (ret || whole)
