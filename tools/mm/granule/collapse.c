@@ -61,7 +61,9 @@ static void read_rest(struct process *proc, const struct vma *vma, const struct 
 {
 	const int pidfd = *(const int *)arg;
 
-	if (!block->cut && block->present && block->present < NR && !block->guard)
+	if (proc->ended || !vma->inode || block->cut || block->guard)
+		return;
+	if (block->present && block->present < NR)
 		advise(pidfd, block->addr, GRANULE_SZ, MADV_WILLNEED);
 }
 
@@ -78,8 +80,7 @@ static int collapse_vma(struct process *proc, int pidfd, const struct vma *vma)
 
 	if (!in_granules(vma) || !vma->rss || !len)
 		return 0;
-	if (vma->inode)
-		scan_vma(proc, vma, 0, read_rest, &pidfd);
+	scan_vma(proc, vma, 0, read_rest, &pidfd);
 	for (i = 0; i < NR_TRIES; i++) {
 		if (advise(pidfd, start, len, MADV_COLLAPSE) >= 0)
 			return 0;
