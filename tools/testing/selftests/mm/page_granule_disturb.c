@@ -268,7 +268,7 @@ void ptrace_round(struct actor *actor)
 	char path[64];
 	unsigned long i;
 
-	area_create(actor, &area, kind, false, AREA_GRANULES);
+	area_create(actor, &area, kind, false, NULL, AREA_GRANULES);
 	share_model(&area);
 	peer.done = mmap(NULL, sizeof(*peer.done), PROT_RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (peer.done == MAP_FAILED)
@@ -548,7 +548,7 @@ void uffd_round(struct actor *actor)
 	struct filler filler = {};
 	struct area area;
 
-	area_create(actor, &area, kind, false, AREA_GRANULES);
+	area_create(actor, &area, kind, false, NULL, AREA_GRANULES);
 	area.strict = kind == GRANULE_CONTRACT;
 	filler.area = &area;
 	filler.actor = *actor;
@@ -742,7 +742,7 @@ void pin_round(struct actor *actor)
 	unsigned int i;
 	int gup;
 
-	area_create(actor, &area, kind, false, AREA_GRANULES);
+	area_create(actor, &area, kind, false, NULL, AREA_GRANULES);
 	gup = open(GUP_TEST, O_RDWR | O_CLOEXEC);
 	if (gup < 0)
 		must_work(-1, "open " GUP_TEST);

@@ -196,6 +196,15 @@ const char *granule_fs_dir(enum granule_fs fs)
 	return fs_table[fs].dir;
 }
 
+const char *granule_fs_name(enum granule_fs fs)
+{
+	static const char * const names[FS_NR] = {
+		"ext4", "ext4 in blocks of 1 KiB", "xfs", "btrfs", "tmpfs", "memfd", "SysV",
+	};
+
+	return names[fs];
+}
+
 /* Open a new file, which has no name, of @len bytes without contents. */
 bool granule_file_open(struct granule_file *file, enum granule_fs fs, size_t len)
 {

@@ -16,8 +16,9 @@
  * it: both are counted, and the worker is started again. Anything else ends it.
  *
  * This file has main(), the workers, and the areas with their model.
- * page_granule_stress_ops.c has the operations on an area, and
- * page_granule_disturb.c what other processes, devices and settings do.
+ * page_granule_stress_ops.c has the operations on an area,
+ * page_granule_stress_file.c those on a mapped file, and page_granule_disturb.c
+ * what other processes, devices and settings do.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -244,6 +245,14 @@ static void print_pagemap(const char *addr)
 
 static const char *area_name(const struct area *area)
 {
+	static __thread char name[64];
+
+	if (area->file) {
+		snprintf(name, sizeof(name), "%s of %s",
+			 area->kind == GRANULE_CONTRACT ? "contract" : "default",
+			 granule_fs_name(area->file->fs));
+		return name;
+	}
 	if (area->shared)
 		return area->kind == GRANULE_CONTRACT ? "shared contract" : "shared default";
 	return area->kind == GRANULE_CONTRACT ? "contract" : "default";
@@ -357,12 +366,15 @@ void look_all(const struct actor *actor)
 	     area_name(area), area->nr, area->base);
 }
 
-static void *map_shared(enum granule_kind kind, char *addr, size_t len)
+static void *map_shared(const struct area *area, char *addr, size_t len)
 {
 	int flags = MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED;
 	void *ptr;
 
-	if (kind == GRANULE_CONTRACT)
+	if (area->file)
+		return granule_file_map(area->file, area->kind, true, addr, len, PROT_RW,
+					addr - area->base);
+	if (area->kind == GRANULE_CONTRACT)
 		return mmap(addr, len, PROT_RW, flags | MAP_GRANULE_64KB, -1, 0);
 	if (granule_set(PR_GRANULE_MMAP, GRANULE_SIZE))
 		return MAP_FAILED;
@@ -377,7 +389,7 @@ void area_map(const struct area *area, char *addr, size_t len)
 
 	for (;;) {
 		if (area->shared)
-			ptr = map_shared(area->kind, addr, len);
+			ptr = map_shared(area, addr, len);
 		else
 			ptr = granule_mmap(area->kind, addr, len, PROT_RW, MAP_FIXED);
 		if (ptr == addr)
@@ -401,7 +413,7 @@ static bool area_tagged(const struct area *area)
 }
 
 void area_create(struct actor *actor, struct area *area, enum granule_kind kind,
-		 bool is_shared, unsigned long nr)
+		 bool is_shared, struct granule_file *file, unsigned long nr)
 {
 	const int flags = is_shared ? MAP_SHARED | MAP_ANONYMOUS : ANON_FLAGS;
 	const size_t len = nr * GRANULE_SIZE;
@@ -409,6 +421,7 @@ void area_create(struct actor *actor, struct area *area, enum granule_kind kind,
 	memset(area, 0, sizeof(*area));
 	area->kind = kind;
 	area->shared = is_shared;
+	area->file = file;
 	area->strict = true;
 	area->nr = nr;
 	area->reserved_len = 2 * len + (4 + RESERVE_SLACK) * GRANULE_SIZE;
@@ -506,6 +519,9 @@ static const struct kind kinds[] = {
 	}, {
 		.name = "repair", .what = "children", .round = repair_round, .missing = no_fail,
 		.copies = 2, .limit_mb = 20, .fails = true,
+	}, {
+		.name = "file", .what = "children", .round = file_round,
+		.copies = 3, .limit_mb = 10, .fails = true,
 	}, {
 		.name = "compaction", .what = "writes", .round = compaction_round,
 		.copies = 1, .disturbs = true,
@@ -1018,6 +1034,7 @@ int main(int argc, char **argv)
 	zram_create(disk_dev, sizeof(disk_dev), 1);
 	if (*swap_dev && !granule_make_swap(swap_dev, SWAP_DEV_MB))
 		ksft_exit_fail_msg("cannot write to %s\n", swap_dev);
+	granule_fs_make();
 	create_workers(seed);
 	create_cgroups();
 

@@ -6,6 +6,7 @@
 #define __PAGE_GRANULE_STRESS_H__
 
 #include <limits.h>
+#include "page_granule_fs.h"
 #include "page_granule_util.h"
 
 #define PAGE_WORDS	(BASE_SIZE / sizeof(uint64_t))
@@ -14,6 +15,7 @@
 #define AREA_GRANULES	48UL
 #define RESERVE_SLACK	31UL	/* granules, so that areas begin anywhere in 2 MiB */
 #define SWAP_GRANULES	224UL	/* of the workers that are to thrash */
+#define FILE_GRANULES	96UL	/* of a mapped file */
 #define MAX_THREADS	4
 #define MAX_KIDS	4	/* that a worker forks at a time */
 #define MAX_DEPTH	2	/* of forks below a worker */
@@ -40,6 +42,7 @@ struct page_model {
 struct area {
 	enum granule_kind kind;
 	bool shared;
+	struct granule_file *file;	/* that is mapped shared, or NULL */
 	/* No granule was ever cut: each is populated whole, or not at all. */
 	bool strict;
 	unsigned long nr;		/* granules */
@@ -133,6 +136,12 @@ struct shared {
 #define DO_MAP		0x10U
 #define DO_FORK		0x20U
 #define DO_LOCK		0x40U
+#define DO_FILE		0x80U
+
+/* The areas that an operation can act on; 0 stands for all. */
+#define ON_PRIVATE	0x01U
+#define ON_SHARED	0x02U	/* anonymous */
+#define ON_FILE		0x04U
 
 struct op {
 	const char *name;
@@ -141,8 +150,7 @@ struct op {
 	unsigned int weight;
 	bool alone;		/* nobody else may use the area meanwhile */
 	bool own;		/* nor the granules */
-	bool private;
-	bool shared;
+	unsigned int on;
 };
 
 /* page_granule_stress.c */
@@ -184,7 +192,7 @@ void look(const struct actor *actor, unsigned long granule);
 void look_all(const struct actor *actor);
 void area_map(const struct area *area, char *addr, size_t len);
 void area_create(struct actor *actor, struct area *area, enum granule_kind kind,
-		 bool is_shared, unsigned long nr);
+		 bool is_shared, struct granule_file *file, unsigned long nr);
 void area_destroy(struct area *area);
 unsigned long own_page(struct actor *actor);
 struct range any_range(struct actor *actor);
@@ -203,11 +211,23 @@ const struct op *draw_op(struct actor *actor);
 bool goes_on(const struct actor *actor);
 void act(struct actor *actor);
 void check_round(struct actor *actor);
+void use_area(struct actor *actor, unsigned int threads, unsigned int groups);
 void fork_round(struct actor *actor);
 void map_round(struct actor *actor);
 void swap_round(struct actor *actor);
 void numa_round(struct actor *actor);
 void repair_round(struct actor *actor);
+
+/* page_granule_stress_file.c */
+void op_write_file(struct actor *actor);
+void op_read_file(struct actor *actor);
+void op_sync(struct actor *actor);
+void op_advise_file(struct actor *actor);
+void op_zero_range(struct actor *actor);
+void op_truncate(struct actor *actor);
+void op_map_twice(struct actor *actor);
+void op_drop_caches(struct actor *actor);
+void file_round(struct actor *actor);
 
 /* page_granule_disturb.c */
 const char *no_cgroup(void);

@@ -342,7 +342,8 @@ static void op_mmap(struct actor *actor)
 	/* While granules are switched off, it is not tagged by default. */
 	if (area->kind == GRANULE_DEFAULT)
 		area->strict = false;
-	model_zero(area, &range);
+	if (!area->file)
+		model_zero(area, &range);
 }
 
 static void op_mprotect(struct actor *actor)
@@ -374,7 +375,8 @@ static void op_guard(struct actor *actor)
 	if (one_in(actor, 2))
 		worked(madvise(area->base, area_len(area), MADV_PAGEOUT), "MADV_PAGEOUT");
 	must_work(madvise(addr, range_len(&range), MADV_GUARD_REMOVE), "MADV_GUARD_REMOVE");
-	model_zero(area, &range);
+	if (!area->file)
+		model_zero(area, &range);
 }
 
 static bool move(char *from, char *to, size_t len, int flags)
@@ -582,28 +584,43 @@ static const struct op ops[] = {
 	{ "move_pages", op_move_pages, DO_NUMA, 30 },
 	{ "mbind", op_mbind, DO_NUMA, 10 },
 	{ "MADV_DONTNEED", op_dontneed, DO_EMPTY, 8, .own = true },
-	{ "MADV_FREE", op_free, DO_EMPTY, 6, .own = true, .private = true },
-	{ "MADV_REMOVE", op_remove, DO_EMPTY, 6, .own = true, .shared = true },
-	{ "mmap", op_mmap, DO_MAP, 8, .alone = true, .private = true },
+	{ "MADV_FREE", op_free, DO_EMPTY, 6, .own = true, .on = ON_PRIVATE },
+	{ "MADV_REMOVE", op_remove, DO_EMPTY, 6, .own = true, .on = ON_SHARED | ON_FILE },
+	{ "mmap", op_mmap, DO_MAP, 8, .alone = true, .on = ON_PRIVATE | ON_FILE },
 	{ "mprotect", op_mprotect, DO_MAP, 15, .alone = true },
-	{ "guard", op_guard, DO_MAP, 5, .alone = true, .private = true },
+	{ "guard", op_guard, DO_MAP, 5, .alone = true, .on = ON_PRIVATE | ON_FILE },
 	{ "mremap", op_mremap, DO_MAP, 12, .alone = true },
-	{ "exchange", op_exchange, DO_MAP, 8, .alone = true },
+	{ "exchange", op_exchange, DO_MAP, 8, .alone = true, .on = ON_PRIVATE | ON_SHARED },
 	{ "fork", op_fork, DO_FORK, 12 },
+	{ "pwrite", op_write_file, DO_FILE, 20 },
+	{ "pread", op_read_file, DO_FILE, 10 },
+	{ "sync", op_sync, DO_FILE, 6 },
+	{ "fadvise", op_advise_file, DO_FILE, 12 },
+	{ "fallocate", op_zero_range, DO_FILE, 4, .own = true },
+	{ "ftruncate", op_truncate, DO_FILE, 8, .alone = true },
+	{ "map twice", op_map_twice, DO_FILE, 12 },
+	{ "drop_caches", op_drop_caches, DO_FILE, 1 },
 };
 
 static bool may_do(const struct actor *actor, const struct op *op)
 {
 	const struct area *area = actor->area;
+	const unsigned int on = area->file ? ON_FILE : area->shared ? ON_SHARED : ON_PRIVATE;
 
 	if (!(op->group & actor->groups))
 		return false;
 	/* Children get pages of shared memory that have no owner yet. */
 	if (op->group == DO_FORK && (actor->depth >= MAX_DEPTH || (area->shared && actor->nr > 1)))
 		return false;
-	if ((op->private && area->shared) || (op->shared && !area->shared))
+	if (op->on && !(op->on & on))
 		return false;
-	return actor->nr == 1 || (!op->alone && (!op->own || actor->by_granule));
+	if (actor->nr == 1)
+		return true;
+	/* btrfs keeps what is read in a large folio meanwhile: check_range_has_page(). */
+	if (op->own && area->file && area->file->fs == FS_BTRFS &&
+	    op->run != op_dontneed)
+		return false;
+	return !op->alone && (!op->own || actor->by_granule);
 }
 
 const struct op *draw_op(struct actor *actor)
@@ -682,22 +699,30 @@ void check_round(struct actor *actor)
 	look_all(actor);
 }
 
-static void area_round(struct actor *actor, unsigned long nr, unsigned int threads,
-		       unsigned int groups)
+/* Do to the area of @actor what is in @groups, and compare all of it. */
+void use_area(struct actor *actor, unsigned int threads, unsigned int groups)
 {
-	enum granule_kind kind = one_in(actor, 3) ? GRANULE_DEFAULT : GRANULE_CONTRACT;
-	struct area area;
+	struct area *area = actor->area;
 
-	area_create(actor, &area, kind, one_in(actor, 4), nr);
 	/* Memory that is tagged by default may be cut. */
-	if (kind == GRANULE_DEFAULT)
-		area.strict = !(groups & DO_MAP) && one_in(actor, 2);
+	if (area->kind == GRANULE_DEFAULT)
+		area->strict = !(groups & DO_MAP) && one_in(actor, 2);
 	actor->groups = groups;
 	if (threads > 1)
 		act_in_threads(actor, threads);
 	else
 		act(actor);
 	check_round(actor);
+}
+
+static void area_round(struct actor *actor, unsigned long nr, unsigned int threads,
+		       unsigned int groups)
+{
+	enum granule_kind kind = one_in(actor, 3) ? GRANULE_DEFAULT : GRANULE_CONTRACT;
+	struct area area;
+
+	area_create(actor, &area, kind, one_in(actor, 4), NULL, nr);
+	use_area(actor, threads, groups);
 	area_destroy(&area);
 }
 

@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Page granule stress: what a worker does to a file that it has mapped shared,
+ * and so to the page cache that its granules are in.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/param.h>
+#include <unistd.h>
+
+#include "kselftest.h"
+#include "vm_util.h"
+#include "page_granule_stress.h"
+#include "page_granule_util.h"
+
+static off_t page_offset(unsigned long page)
+{
+	return page * BASE_SIZE;
+}
+
+/* By the file, a page or a word of it. */
+void op_write_file(struct actor *actor)
+{
+	const struct area *area = actor->area;
+	const unsigned long page = own_page(actor);
+	struct page_model next = area->model[page];
+	off_t offset = page_offset(page);
+	size_t len = BASE_SIZE;
+	char copy[BASE_SIZE];
+	const char *from = copy;
+	ssize_t ret;
+
+	if (one_in(actor, 2)) {
+		next.key = new_key(actor);
+		next.stamp = 0;
+	} else {
+		next.stamp++;
+		len = sizeof(uint64_t);
+		offset += STAMP_WORD * len;
+		from += STAMP_WORD * len;
+	}
+	model_write(&next, copy);
+	ret = pwrite(area->file->fd, from, len, offset);
+	if (ret == (ssize_t)len)
+		area->model[page] = next;
+	else if (ret >= 0)
+		give_up();	/* a part of it is written */
+	else
+		worked(-1, "pwrite");
+}
+
+void op_read_file(struct actor *actor)
+{
+	const unsigned long page = own_page(actor);
+	char copy[BASE_SIZE];
+
+	if (pread(actor->area->file->fd, copy, BASE_SIZE, page_offset(page)) == BASE_SIZE)
+		check_copy(actor->area, page, copy);
+	else
+		worked(-1, "pread");
+}
+
+void op_sync(struct actor *actor)
+{
+	struct range range = any_range(actor);
+	const int fd = actor->area->file->fd;
+
+	switch (draw(actor, 4)) {
+	case 0:
+		worked(fsync(fd), "fsync");
+		break;
+	case 1:
+		worked(fdatasync(fd), "fdatasync");
+		break;
+	case 2:
+		worked(msync(range_addr(actor->area, &range), range_len(&range), MS_SYNC),
+		       "msync");
+		break;
+	case 3:
+		worked(sync_file_range(fd, page_offset(range.first), range_len(&range),
+				       SYNC_FILE_RANGE_WRITE), "sync_file_range");
+		break;
+	}
+}
+
+/* How the file is read, and what of it stays in the page cache. */
+void op_advise_file(struct actor *actor)
+{
+	static const int advices[] = {
+		POSIX_FADV_DONTNEED, POSIX_FADV_DONTNEED, POSIX_FADV_DONTNEED,
+		POSIX_FADV_WILLNEED, POSIX_FADV_NORMAL, POSIX_FADV_RANDOM,
+		POSIX_FADV_SEQUENTIAL,
+	};
+	static const int map_advices[] = { MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL };
+	struct range range = any_range(actor);
+	char *addr = range_addr(actor->area, &range);
+
+	if (one_in(actor, 4)) {
+		worked(madvise(addr, range_len(&range),
+			       map_advices[draw(actor, ARRAY_SIZE(map_advices))]), "madvise");
+		return;
+	}
+	/* What is mapped stays; so does what another thread has locked. */
+	if (one_in(actor, 2) && madvise(addr, range_len(&range), MADV_DONTNEED) &&
+	    errno != EINVAL)
+		worked(-1, "MADV_DONTNEED");
+	errno = posix_fadvise(actor->area->file->fd, page_offset(range.first),
+			      range_len(&range), advices[draw(actor, ARRAY_SIZE(advices))]);
+	worked(errno ? -1 : 0, "posix_fadvise");
+}
+
+void op_zero_range(struct actor *actor)
+{
+	struct range range = any_range(actor);
+	struct area *area = actor->area;
+
+	if (fallocate(area->file->fd, FALLOC_FL_ZERO_RANGE, page_offset(range.first),
+		      range_len(&range))) {
+		/* Memory has no such thing. */
+		if (errno != EOPNOTSUPP)
+			must_work(-1, "FALLOC_FL_ZERO_RANGE");
+		return;
+	}
+	model_zero(area, &range);
+}
+
+/* Cut the file anywhere, and extend it again. */
+void op_truncate(struct actor *actor)
+{
+	struct area *area = actor->area;
+	const size_t len = draw(actor, area_len(area) - 1) + 1;
+	struct range lost = { .first = len / BASE_SIZE };
+	const unsigned long cut = lost.first;
+	const char *addr = page_addr(area, cut);
+	size_t pos;
+
+	must_work(ftruncate(area->file->fd, len), "ftruncate");
+	if (cut)
+		check_page(area, draw(actor, cut));
+	/* Accessible up to the end of its page, and nothing is there. */
+	for (pos = len % BASE_SIZE; len % BASE_SIZE && pos < BASE_SIZE; pos++) {
+		if (load(addr + pos))
+			fail("%#x behind the end of the file, which is at %#zx",
+			     load(addr + pos), len);
+	}
+	must_work(ftruncate(area->file->fd, area_len(area)), "ftruncate");
+	lost.nr = area_pages(area) - cut;
+	model_zero(area, &lost);
+	if (len % BASE_SIZE) {
+		area->model[cut].key = new_key(actor);
+		model_write(area->model + cut, page_addr(area, cut));
+	}
+}
+
+/* Write to a private mapping, which nobody sees. */
+static void use_private(struct actor *actor, char *map, unsigned long first, unsigned long nr)
+{
+	const unsigned long page = first + draw(actor, nr);
+	const struct page_model mine = { .key = new_key(actor) };
+	char *addr = map + (page - first) * BASE_SIZE;
+
+	model_write(&mine, addr);
+	if (one_in(actor, 2))
+		madvise(map, nr * BASE_SIZE, MADV_COLLAPSE);
+	if (one_in(actor, 2))
+		madvise(map, nr * BASE_SIZE, MADV_PAGEOUT);
+	if (model_compare(&mine, addr) != PAGE_WORDS)
+		fail("page %lu, copied to %p, has changed", page, addr);
+	if (owns(actor, page))
+		check_page(actor->area, page);
+}
+
+/* A second mapping of another granule, or none, shows the same. */
+void op_map_twice(struct actor *actor)
+{
+	static const enum granule_kind kinds[] = {
+		GRANULE_UNTAGGED, GRANULE_DEFAULT, GRANULE_CONTRACT,
+	};
+	const struct area *area = actor->area;
+	const enum granule_kind kind = kinds[draw(actor, ARRAY_SIZE(kinds))];
+	const unsigned long first = draw(actor, area->nr - 3) * GRANULE_NR_PAGES;
+	const unsigned long nr = (1 + draw(actor, 3)) * GRANULE_NR_PAGES;
+	const bool is_shared = one_in(actor, 2);
+	unsigned long page;
+	char *map, *addr;
+
+	map = granule_file_map(area->file, kind, is_shared, NULL, nr * BASE_SIZE, PROT_RW,
+			       page_offset(first));
+	if (map == MAP_FAILED) {
+		/* Granules are switched off for the moment. */
+		if (errno != EOPNOTSUPP)
+			worked(-1, "mmap");
+		return;
+	}
+	for (page = first; page < first + nr; page += 1 + draw(actor, 4)) {
+		if (!owns(actor, page))
+			continue;
+		addr = map + (page - first) * BASE_SIZE;
+		check_copy(area, page, addr);
+		if (is_shared && one_in(actor, 2))
+			poke(area, page, addr);
+		check_page(area, page);
+	}
+	if (!is_shared)
+		use_private(actor, map, first, nr);
+	must_work(munmap(map, nr * BASE_SIZE), "munmap");
+}
+
+void op_drop_caches(struct actor *actor)
+{
+	granule_write("/proc/sys/vm/drop_caches", "1");
+}
+
+void file_round(struct actor *actor)
+{
+	enum granule_kind kind = one_in(actor, 3) ? GRANULE_DEFAULT : GRANULE_CONTRACT;
+	struct granule_file file;
+	struct area area;
+	enum granule_fs fs;
+
+	do {
+		fs = draw(actor, FS_SYSV);
+	} while (granule_fs_missing(fs));
+	if (!granule_file_open(&file, fs, FILE_GRANULES * GRANULE_SIZE))
+		must_work(-1, "open");
+	area_create(actor, &area, kind, true, &file, FILE_GRANULES);
+	use_area(actor, 1 + draw(actor, 3),
+		 DO_ACCESS | DO_ADVISE | DO_LOCK | DO_NUMA | DO_EMPTY | DO_MAP | DO_FORK |
+		 DO_FILE);
+	area_destroy(&area);
+	granule_file_close(&file);
+}
