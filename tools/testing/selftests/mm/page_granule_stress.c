@@ -814,16 +814,40 @@ static void print_progress(unsigned long seconds)
 	ksft_print_msg("%lu s, operations:%s\n", seconds, line);
 }
 
+/* An operation that never ran was not tested. */
+static bool has_worked(const struct worker *worker)
+{
+	if (!worker->ops)
+		return false;
+	if (worker->kind->disturbs)
+		return worker->done || worker->refused < 10;
+	return worker->pages;
+}
+
+/* On a machine that is busy, some take longer to begin. */
+static bool all_have_worked(void)
+{
+	unsigned int i;
+
+	for (i = 0; i < nr_workers; i++) {
+		if (shared->workers[i].pid && !has_worked(shared->workers + i))
+			return false;
+	}
+	return true;
+}
+
 void run(unsigned long seconds)
 {
-	unsigned long start = now(), next = 30;
+	const unsigned long start = now(), patience = 4 * seconds * 1000;
+	unsigned long next = 30;
 	unsigned int i;
 
 	for (i = 0; i < nr_workers; i++) {
 		if (!shared->workers[i].kind->missing || !shared->workers[i].kind->missing())
 			start_worker(shared->workers + i);
 	}
-	while (now() - start < seconds * 1000) {
+	while (now() - start < seconds * 1000 ||
+	       (!all_have_worked() && now() - start < patience)) {
 		usleep(100 * 1000);
 		if (!alive())
 			break;
@@ -873,16 +897,6 @@ static void print_counters(void)
 		if (before[i] != ULONG_MAX)
 			ksft_print_msg("%s %lu\n", counters[i], counted(counters[i]));
 	}
-}
-
-/* An operation that never ran was not tested. */
-static bool has_worked(const struct worker *worker)
-{
-	if (!worker->ops)
-		return false;
-	if (worker->kind->disturbs)
-		return worker->done || worker->refused < 10;
-	return worker->pages;
 }
 
 static void report(const struct kind *kind)
@@ -978,7 +992,7 @@ static void print_usage(void)
 	       "Do all that can be done to page granules, at the same time, and compare what\n"
 	       "is in them. Run as root. The console tells whether the kernel has complained.\n"
 	       "\n"
-	       "  --seconds N  for so long (%lu)\n"
+	       "  --seconds N  for so long (%lu), or longer until each worker has begun\n"
 	       "  --seed S     of the random numbers; the timing differs each time (1)\n"
 	       "  --help       this text\n", DEFAULT_SECONDS);
 }
