@@ -492,14 +492,26 @@ static inline bool zap_whole_granules(struct vm_area_struct *vma)
 	return unlikely(vma_granule_contract(vma)) && vma_is_anonymous(vma);
 }
 
-/* Can the granule at @addr be zapped without a pause? */
-static inline bool zap_granule_make_room(struct mmu_gather *tlb,
-					 struct vm_area_struct *vma, pte_t *pte,
-					 unsigned long addr)
+/*
+ * Does zapping have to pause at @addr? It does so only between granules, where
+ * the CPU is wanted or there is no room to gather the pages of one. *@stop
+ * becomes the end of the granule.
+ */
+static inline bool zap_granule_pauses(struct mmu_gather *tlb, struct vm_area_struct *vma,
+				      pte_t *pte, unsigned long addr,
+				      unsigned long *stop, bool *force_flush)
 {
-	return tlb_has_room(tlb, PAGE_GRANULE_NR) ||
-	       page_granule_pte_state(vma, addr, pte) == PAGE_GRANULE_WHOLE ||
-	       tlb_next_batch(tlb);
+	*stop = min(*stop, granule_start(addr) + PAGE_GRANULE_SIZE);
+	if (!IS_ALIGNED(addr, PAGE_GRANULE_SIZE))
+		return false;
+	if (need_resched())
+		return true;
+	if (tlb_has_room(tlb, PAGE_GRANULE_NR) ||
+	    page_granule_pte_state(vma, addr, pte) == PAGE_GRANULE_WHOLE ||
+	    tlb_next_batch(tlb))
+		return false;
+	*force_flush = true;
+	return true;
 }
 
 #ifdef CONFIG_PAGE_GRANULE
