@@ -226,7 +226,6 @@ void op_advise_file(struct actor *actor);
 void op_zero_range(struct actor *actor);
 void op_truncate(struct actor *actor);
 void op_map_twice(struct actor *actor);
-void op_drop_caches(struct actor *actor);
 void file_round(struct actor *actor);
 
 /* page_granule_disturb.c */

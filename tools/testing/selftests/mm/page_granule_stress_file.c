@@ -210,11 +210,6 @@ void op_map_twice(struct actor *actor)
 	must_work(munmap(map, nr * BASE_SIZE), "munmap");
 }
 
-void op_drop_caches(struct actor *actor)
-{
-	granule_write("/proc/sys/vm/drop_caches", "1");
-}
-
 void file_round(struct actor *actor)
 {
 	enum granule_kind kind = one_in(actor, 3) ? GRANULE_DEFAULT : GRANULE_CONTRACT;

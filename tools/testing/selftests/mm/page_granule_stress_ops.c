@@ -599,7 +599,6 @@ static const struct op ops[] = {
 	{ "fallocate", op_zero_range, DO_FILE, 4, .own = true },
 	{ "ftruncate", op_truncate, DO_FILE, 8, .alone = true },
 	{ "map twice", op_map_twice, DO_FILE, 12 },
-	{ "drop_caches", op_drop_caches, DO_FILE, 1 },
 };
 
 static bool may_do(const struct actor *actor, const struct op *op)
