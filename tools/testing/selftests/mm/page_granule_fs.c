@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <glob.h>
 #include <linux/loop.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -308,24 +309,30 @@ bool granule_file_cache(struct granule_file *file, enum granule_cache cache)
 	return cache != CACHE_COLD || fs_is_memory(file->fs) || drop_file(file);
 }
 
-/* mmap() or shmat() of the file. A default is one of the process. */
+/* A default is one of the process, which several threads may set. */
+static pthread_mutex_t default_lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* mmap() or shmat() of the file */
 char *granule_file_map(struct granule_file *file, enum granule_kind kind,
 		       bool shared, void *addr, size_t len, int prot, off_t offset)
 {
 	int flags = shared ? MAP_SHARED_VALIDATE : MAP_PRIVATE;
-	long old = granule_get(PR_GRANULE_MMAP);
 	char *map;
+	long old;
 
 	if (addr)
 		flags |= MAP_FIXED;
 	if (kind == GRANULE_CONTRACT)
 		flags |= MAP_GRANULE_64KB;
+	pthread_mutex_lock(&default_lock);
+	old = granule_get(PR_GRANULE_MMAP);
 	granule_set(PR_GRANULE_MMAP, kind == GRANULE_DEFAULT ? GRANULE_SIZE : BASE_SIZE);
 	if (file->shmid >= 0)
 		map = shmat(file->shmid, addr, addr ? SHM_REMAP : 0);
 	else
 		map = mmap(addr, len, prot, flags, file->fd, offset);
 	granule_set(PR_GRANULE_MMAP, old);
+	pthread_mutex_unlock(&default_lock);
 	return map;
 }
 

@@ -47,6 +47,7 @@
 #define DEFAULT_SECONDS	20UL
 #define MAX_SECONDS	(7 * 24 * 3600UL)
 
+#define PATIENCE	120UL		/* seconds, at most, until each has begun */
 #define HUNG_MS		(240 * 1000)	/* in one operation */
 #define FAIL_PERCENT	"25"	/* of order-4 allocations, where they are made to fail */
 
@@ -521,7 +522,7 @@ static const struct kind kinds[] = {
 		.copies = 2, .limit_mb = 20, .fails = true,
 	}, {
 		.name = "file", .what = "children", .round = file_round,
-		.copies = 3, .limit_mb = 10, .fails = true,
+		.copies = FILE_WORKERS, .limit_mb = 10, .fails = true,
 	}, {
 		.name = "compaction", .what = "writes", .round = compaction_round,
 		.copies = 1, .disturbs = true,
@@ -573,6 +574,7 @@ static void __noreturn run_worker(struct worker *worker, pid_t parent)
 
 	self = worker;
 	setpgid(0, 0);
+	signal(SIGTERM, SIG_DFL);
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (getppid() != parent)
 		_exit(KSFT_FAIL);
@@ -814,14 +816,14 @@ static void print_progress(unsigned long seconds)
 	ksft_print_msg("%lu s, operations:%s\n", seconds, line);
 }
 
-/* An operation that never ran was not tested. */
+/* An operation that never ran was not tested, nor was a round without end. */
 static bool has_worked(const struct worker *worker)
 {
 	if (!worker->ops)
 		return false;
 	if (worker->kind->disturbs)
 		return worker->done || worker->refused < 10;
-	return worker->pages;
+	return worker->rounds;
 }
 
 /* On a machine that is busy, some take longer to begin. */
@@ -833,12 +835,23 @@ static bool all_have_worked(void)
 		if (shared->workers[i].pid && !has_worked(shared->workers + i))
 			return false;
 	}
-	return true;
+	return !fs_untested();
+}
+
+static void print_missing_fs(void)
+{
+	enum granule_fs fs;
+
+	for (fs = 0; fs < FS_SYSV; fs++) {
+		if (granule_fs_missing(fs))
+			ksft_print_msg("file: without %s: %s\n", granule_fs_name(fs),
+				       granule_fs_missing(fs));
+	}
 }
 
 void run(unsigned long seconds)
 {
-	const unsigned long start = now(), patience = 4 * seconds * 1000;
+	const unsigned long start = now(), patience = (seconds + MIN(3 * seconds, PATIENCE)) * 1000;
 	unsigned long next = 30;
 	unsigned int i;
 
@@ -846,8 +859,9 @@ void run(unsigned long seconds)
 		if (!shared->workers[i].kind->missing || !shared->workers[i].kind->missing())
 			start_worker(shared->workers + i);
 	}
-	while (now() - start < seconds * 1000 ||
-	       (!all_have_worked() && now() - start < patience)) {
+	while (!load(&shared->stop) &&
+	       (now() - start < seconds * 1000 ||
+		(!all_have_worked() && now() - start < patience))) {
 		usleep(100 * 1000);
 		if (!alive())
 			break;
@@ -933,6 +947,10 @@ static void report(const struct kind *kind)
 		ksft_print_msg("no granule was repaired\n");
 		good = false;
 	}
+	if (kind->round == file_round && good && fs_untested()) {
+		ksft_print_msg("no granule of a file on %s was whole\n", fs_untested());
+		good = false;
+	}
 	ksft_test_result(good, "%s\n", kind->name);
 }
 
@@ -983,6 +1001,20 @@ int error(const char *msg)
 {
 	fprintf(stderr, "page_granule_stress: %s\n", msg);
 	return KSFT_FAIL;
+}
+
+static void on_stop(int sig)
+{
+	store(&shared->stop, true);
+}
+
+/* Who interrupts it gets the settings back, too. */
+static void stop_on_signals(void)
+{
+	struct sigaction stop = { .sa_handler = on_stop, .sa_flags = SA_RESTART };
+
+	sigaction(SIGINT, &stop, NULL);
+	sigaction(SIGTERM, &stop, NULL);
 }
 
 static void print_usage(void)
@@ -1039,6 +1071,7 @@ int main(int argc, char **argv)
 	shared = mmap(NULL, sizeof(*shared), PROT_RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (shared == MAP_FAILED)
 		ksft_exit_fail_msg("no memory\n");
+	stop_on_signals();
 	nr_nodes = count_nodes();
 	have_fail = granule_fail_prepare(&fail_settings);
 	if (have_fail)
@@ -1053,6 +1086,7 @@ int main(int argc, char **argv)
 	create_cgroups();
 
 	ksft_set_plan(ARRAY_SIZE(kinds) + 1);
+	print_missing_fs();
 	read_counters();
 	run(seconds);
 	print_counters();

@@ -16,6 +16,7 @@
 #define RESERVE_SLACK	31UL	/* granules, so that areas begin anywhere in 2 MiB */
 #define SWAP_GRANULES	224UL	/* of the workers that are to thrash */
 #define FILE_GRANULES	96UL	/* of a mapped file */
+#define FILE_WORKERS	3
 #define MAX_THREADS	4
 #define MAX_KIDS	4	/* that a worker forks at a time */
 #define MAX_DEPTH	2	/* of forks below a worker */
@@ -91,11 +92,13 @@ struct worker {
 
 	const char *op;			/* what one of its threads is about to do */
 	unsigned long ops;
+	unsigned long rounds;		/* that were compared to the end */
 	unsigned long pages;		/* compared */
 	unsigned long looks;		/* at granules */
 	unsigned long shorts;		/* memory was short, and it went on */
 	unsigned long done;		/* what the kind is about, see kind->what */
 	unsigned long refused;		/* of that */
+	unsigned long files;		/* it has chosen filesystems for */
 
 	/* main()'s, to see if it goes on. */
 	unsigned long seen_ops;
@@ -118,6 +121,7 @@ struct kind {
 
 struct shared {
 	bool stop;
+	unsigned long whole[FS_SYSV];	/* granules at the end of rounds of each filesystem */
 	struct worker workers[MAX_WORKERS];
 };
 
@@ -205,7 +209,7 @@ void poke(const struct area *area, unsigned long page, char *addr);
 void op_advise(struct actor *actor);
 unsigned long oom_kills(const struct worker *worker);
 bool was_oom(void);
-void reap(pid_t pid);
+bool reap(pid_t pid);
 void become_child(struct actor *actor, pid_t parent);
 const struct op *draw_op(struct actor *actor);
 bool goes_on(const struct actor *actor);
@@ -227,6 +231,7 @@ void op_zero_range(struct actor *actor);
 void op_truncate(struct actor *actor);
 void op_map_twice(struct actor *actor);
 void file_round(struct actor *actor);
+const char *fs_untested(void);
 
 /* page_granule_disturb.c */
 const char *no_cgroup(void);

@@ -53,15 +53,24 @@ void op_write_file(struct actor *actor)
 		worked(-1, "pwrite");
 }
 
+static void read_page(const struct area *area, unsigned long page)
+{
+	char copy[BASE_SIZE];
+	ssize_t ret = pread(area->file->fd, copy, BASE_SIZE, page_offset(page));
+
+	if (ret == BASE_SIZE)
+		check_copy(area, page, copy);
+	else if (ret >= 0)
+		fail("pread of page %lu: %zd bytes", page, ret);
+	else
+		worked(-1, "pread");
+}
+
 void op_read_file(struct actor *actor)
 {
 	const unsigned long page = own_page(actor);
-	char copy[BASE_SIZE];
 
-	if (pread(actor->area->file->fd, copy, BASE_SIZE, page_offset(page)) == BASE_SIZE)
-		check_copy(actor->area, page, copy);
-	else
-		worked(-1, "pread");
+	read_page(actor->area, page);
 }
 
 void op_sync(struct actor *actor)
@@ -136,6 +145,7 @@ void op_truncate(struct actor *actor)
 	struct range lost = { .first = len / BASE_SIZE };
 	const unsigned long cut = lost.first;
 	const char *addr = page_addr(area, cut);
+	unsigned int word;
 	size_t pos;
 
 	must_work(ftruncate(area->file->fd, len), "ftruncate");
@@ -147,6 +157,12 @@ void op_truncate(struct actor *actor)
 			fail("%#x behind the end of the file, which is at %#zx",
 			     load(addr + pos), len);
 	}
+	/* What is before the end stays. */
+	if (len % BASE_SIZE) {
+		word = model_compare(area->model + cut, addr);
+		if (word < len % BASE_SIZE / sizeof(uint64_t))
+			page_wrong(area, cut, addr, word);
+	}
 	must_work(ftruncate(area->file->fd, area_len(area)), "ftruncate");
 	lost.nr = area_pages(area) - cut;
 	model_zero(area, &lost);
@@ -156,22 +172,32 @@ void op_truncate(struct actor *actor)
 	}
 }
 
-/* Write to a private mapping, which nobody sees. */
+/* Write to pages of a private mapping, one or all, which nobody sees. */
 static void use_private(struct actor *actor, char *map, unsigned long first, unsigned long nr)
 {
-	const unsigned long page = first + draw(actor, nr);
+	const unsigned long written = one_in(actor, 2) ? nr : 1;
+	const unsigned long start = draw(actor, nr - written + 1);
 	const struct page_model mine = { .key = new_key(actor) };
-	char *addr = map + (page - first) * BASE_SIZE;
+	unsigned long page;
 
-	model_write(&mine, addr);
+	for (page = start; page < start + written; page++)
+		model_write(&mine, map + page * BASE_SIZE);
 	if (one_in(actor, 2))
 		madvise(map, nr * BASE_SIZE, MADV_COLLAPSE);
 	if (one_in(actor, 2))
 		madvise(map, nr * BASE_SIZE, MADV_PAGEOUT);
-	if (model_compare(&mine, addr) != PAGE_WORDS)
-		fail("page %lu, copied to %p, has changed", page, addr);
-	if (owns(actor, page))
-		check_page(actor->area, page);
+	for (page = 0; page < nr; page++) {
+		const char *addr = map + page * BASE_SIZE;
+		const bool copied = page >= start && page < start + written;
+
+		if (copied && model_compare(&mine, addr) != PAGE_WORDS)
+			fail("page %lu, copied to %p, has changed", first + page, addr);
+		if (!owns(actor, first + page))
+			continue;
+		check_page(actor->area, first + page);
+		if (!copied)
+			check_copy(actor->area, first + page, addr);
+	}
 }
 
 /* A second mapping of another granule, or none, shows the same. */
@@ -210,22 +236,60 @@ void op_map_twice(struct actor *actor)
 	must_work(munmap(map, nr * BASE_SIZE), "munmap");
 }
 
-void file_round(struct actor *actor)
+/* What fsync() has written is on the disk, also if it is no longer cached. */
+static void check_disk(const struct area *area)
 {
-	enum granule_kind kind = one_in(actor, 3) ? GRANULE_DEFAULT : GRANULE_CONTRACT;
-	struct granule_file file;
-	struct area area;
+	const int fd = area->file->fd;
+	unsigned long page;
+
+	begin("reading back");
+	must_work(fsync(fd), "fsync");
+	must_work(munmap(area->base, area_len(area)), "munmap");
+	if (!fs_is_memory(area->file->fs))
+		posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+	for (page = 0; page < area_pages(area); page++)
+		read_page(area, page);
+}
+
+/* The next of those that there are; the workers begin with different ones. */
+static enum granule_fs next_fs(void)
+{
 	enum granule_fs fs;
 
 	do {
-		fs = draw(actor, FS_SYSV);
+		fs = (self->nr * FS_SYSV / FILE_WORKERS + self->files++) % FS_SYSV;
 	} while (granule_fs_missing(fs));
+	return fs;
+}
+
+/* A filesystem of which no granule has been mapped whole yet, or NULL */
+const char *fs_untested(void)
+{
+	enum granule_fs fs;
+
+	for (fs = 0; fs < FS_SYSV; fs++) {
+		if (!granule_fs_missing(fs) && !load(shared->whole + fs))
+			return granule_fs_name(fs);
+	}
+	return NULL;
+}
+
+void file_round(struct actor *actor)
+{
+	enum granule_kind kind = one_in(actor, 3) ? GRANULE_DEFAULT : GRANULE_CONTRACT;
+	const enum granule_fs fs = next_fs();
+	struct granule_file file;
+	struct area area;
+
 	if (!granule_file_open(&file, fs, FILE_GRANULES * GRANULE_SIZE))
 		must_work(-1, "open");
 	area_create(actor, &area, kind, true, &file, FILE_GRANULES);
 	use_area(actor, 1 + draw(actor, 3),
 		 DO_ACCESS | DO_ADVISE | DO_LOCK | DO_NUMA | DO_EMPTY | DO_MAP | DO_FORK |
 		 DO_FILE);
+	count(shared->whole + fs,
+	      granule_count(actor->pagemap, area.base, area_len(&area), GRANULE_WHOLE));
+	check_disk(&area);
 	area_destroy(&area);
 	granule_file_close(&file);
 }

@@ -482,7 +482,8 @@ bool was_oom(void)
 	return oom_kills(self) != known_oom_kills;
 }
 
-void reap(pid_t pid)
+/* Returns false if the child has ended early because memory was short. */
+bool reap(pid_t pid)
 {
 	int status;
 
@@ -491,14 +492,11 @@ void reap(pid_t pid)
 			fail("waitpid of child %d: %s", pid, strerror(errno));
 	}
 	if (WIFEXITED(status) && !WEXITSTATUS(status))
-		return;
-	if (WIFEXITED(status) && WEXITSTATUS(status) == EXIT_SHORT) {
+		return true;
+	if ((WIFEXITED(status) && WEXITSTATUS(status) == EXIT_SHORT) ||
+	    (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL && was_oom())) {
 		count(&self->shorts, 1);
-		return;
-	}
-	if (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL && was_oom()) {
-		count(&self->shorts, 1);
-		return;
+		return false;
 	}
 	/* It has said what is wrong, unless a signal ended it. */
 	if (WIFSIGNALED(status))
@@ -544,6 +542,7 @@ static void op_fork(struct actor *actor)
 	unsigned int nr = 1 + draw(actor, MAX_KIDS), i, kids;
 	struct actor mine = *actor;
 	pid_t pids[MAX_KIDS];
+	bool all = true;
 
 	if (divide) {
 		mine.nr = nr + 1;
@@ -566,7 +565,10 @@ static void op_fork(struct actor *actor)
 		actor->rng = mine.rng;
 	}
 	for (i = 0; i < kids; i++)
-		reap(pids[i]);
+		all = reap(pids[i]) && all;
+	/* The model may not say what a child has written to shared memory last. */
+	if (divide && !all)
+		give_up();
 	count(&self->done, kids);
 }
 
@@ -696,6 +698,7 @@ void check_round(struct actor *actor)
 	look_all(actor);
 	check_all(actor);
 	look_all(actor);
+	count(&self->rounds, 1);
 }
 
 /* Do to the area of @actor what is in @groups, and compare all of it. */
