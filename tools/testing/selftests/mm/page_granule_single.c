@@ -394,6 +394,8 @@ TEST_F(page_granule_single, page_idle)
 	fd = open(IDLE_BITMAP, O_RDWR);
 	if (fd < 0)
 		SKIP(return, "no " IDLE_BITMAP ": set CONFIG_IDLE_PAGE_TRACKING=y");
+	/* Children that end move pages from its batches to the LRU lists. */
+	ASSERT_TRUE(granule_stay_on_cpu());
 	mem_fill(mem, 1);
 	for (i = 0; i < mem->nr; i++) {
 		for (tries = 0; tries < IDLE_TRIES; tries++) {
