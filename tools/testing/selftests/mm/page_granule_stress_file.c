@@ -145,7 +145,7 @@ void op_truncate(struct actor *actor)
 	struct range lost = { .first = len / BASE_SIZE };
 	const unsigned long cut = lost.first;
 	const char *addr = page_addr(area, cut);
-	unsigned int word;
+	char copy[BASE_SIZE];
 	size_t pos;
 
 	must_work(ftruncate(area->file->fd, len), "ftruncate");
@@ -158,11 +158,9 @@ void op_truncate(struct actor *actor)
 			     load(addr + pos), len);
 	}
 	/* What is before the end stays. */
-	if (len % BASE_SIZE) {
-		word = model_compare(area->model + cut, addr);
-		if (word < len % BASE_SIZE / sizeof(uint64_t))
-			page_wrong(area, cut, addr, word);
-	}
+	model_write(area->model + cut, copy);
+	if (memcmp(addr, copy, len % BASE_SIZE))
+		page_wrong(area, cut, addr, model_compare(area->model + cut, addr));
 	must_work(ftruncate(area->file->fd, area_len(area)), "ftruncate");
 	lost.nr = area_pages(area) - cut;
 	model_zero(area, &lost);
