@@ -71,6 +71,7 @@ struct granule_target {
 	struct mem_cgroup *memcg;
 	bool others;
 	bool cached;
+	bool anon;
 };
 
 /*
@@ -111,6 +112,7 @@ struct folio *page_granule_alloc_cache(gfp_t gfp,
 
 /* page_granule_fault.c */
 bool granule_wants_all(struct vm_fault *vmf, pte_t *pte);
+bool granule_behind_eof(struct vm_fault *vmf);
 int granule_part(struct vm_fault *vmf, struct folio *folio, struct page **page,
 		 unsigned long *addr);
 vm_fault_t populate_granule_from_pages(struct vm_fault *vmf, struct folio *folio);
@@ -118,6 +120,13 @@ void __page_granule_extend(struct vm_area_struct *vma, unsigned long addr,
 			   unsigned long end);
 vm_fault_t populate_granule_edge(struct vm_fault *vmf);
 bool map_zero_granule(struct vm_fault *vmf);
+vm_fault_t alloc_granule_copy(struct vm_fault *vmf, bool need_zero,
+			      struct folio **folios);
+vm_fault_t copy_granule_page(struct vm_fault *vmf, int i, struct page *page,
+			     struct folio **folios);
+void map_granule_copy(struct vm_fault *vmf, pte_t *pte, pte_t old,
+		      struct folio **folios);
+void put_granule_folios(struct folio **folios);
 vm_fault_t wp_copy_granule(struct vm_fault *vmf);
 bool wp_reuse_granule(struct vm_fault *vmf, struct folio *folio);
 bool mark_granule_soft_dirty(struct vm_fault *vmf);
@@ -127,10 +136,14 @@ int copy_pinned_granule(struct vm_area_struct *dst_vma,
 			struct vm_area_struct *src_vma, pmd_t *dst_pmd,
 			pmd_t *src_pmd, unsigned long addr);
 
+/* page_granule_cow.c */
+vm_fault_t cow_file_granule(struct vm_fault *vmf);
+
 /* page_granule_file.c */
 bool granule_convert(struct vm_fault *vmf);
 vm_fault_t granule_fault_around(struct vm_fault *vmf);
 struct file *granule_sync_readahead(struct vm_fault *vmf);
+vm_fault_t granule_page_mkwrite(struct vm_fault *vmf);
 
 /* page_granule_migrate.c */
 int page_granule_nr_to_move(const void __user * __user *pages,
@@ -158,7 +171,7 @@ void granule_target_put(struct granule_target *target);
 int granule_collapse_prepare(struct vm_area_struct *vma, unsigned long addr,
 			     struct granule_target *target);
 int granule_collapse_finish(struct vm_area_struct *vma, unsigned long addr,
-			    bool others, struct folio *folio);
+			    const struct granule_target *target, struct folio *folio);
 
 /* page_granule_collapse_cache.c */
 int granule_collapse_cached(struct vm_area_struct *vma, unsigned long addr);

@@ -278,7 +278,7 @@ gfp_t granule_target_charge(const struct granule_target *target, struct vm_area_
 	gfp_t charge = GFP_PAGE_GRANULE_CHARGE;
 
 	if ((target->memcg && target->memcg != memcg) ||
-	    !(target->others || vma_is_anonymous(vma) ||
+	    !(target->others || target->anon ||
 	      shmem_mapping(vma->vm_file->f_mapping)))
 		charge &= ~__GFP_DIRECT_RECLAIM;
 	mem_cgroup_put(memcg);
@@ -402,14 +402,15 @@ put:
 int granule_collapse_prepare(struct vm_area_struct *vma, unsigned long addr,
 			     struct granule_target *target)
 {
-	int ret = -EINVAL;
+	int ret;
 
 	mmap_assert_locked(vma->vm_mm);
 	if (!vma_faults_granule(vma, addr) || !vma_granule_folios(vma))
 		return -EINVAL;
-	if (vma_is_anonymous(vma))
-		ret = collapse_prepare_anon(vma, addr, target);
-	else
+	/* In a private mapping of a file, all pages may have been copied. */
+	ret = collapse_prepare_anon(vma, addr, target);
+	target->anon = ret != -EINVAL || vma_is_anonymous(vma);
+	if (!target->anon)
 		ret = granule_collapse_prepare_cache(vma, addr, target);
 	if (!ret)
 		granule_target_set_policy(vma, addr, target);
@@ -419,19 +420,19 @@ int granule_collapse_prepare(struct vm_area_struct *vma, unsigned long addr,
 /*
  * Make a granule whole that granule_collapse_prepare() has found to be broken.
  * This consumes @folio, which is charged, and NULL if the target says that the
- * granule is cached. With @others, it unmaps pages of
- * the page cache in other processes.
+ * granule is cached. If the target has others, it unmaps pages of the page cache
+ * in other processes.
  *
  * The mmap lock is held, at least for reading. Returns 0 if the granule is
  * whole, or if it is in the page cache, and the next fault maps it as a whole; else an
  * error as granule_collapse_prepare() does.
  */
 int granule_collapse_finish(struct vm_area_struct *vma, unsigned long addr,
-			    bool others, struct folio *folio)
+			    const struct granule_target *target, struct folio *folio)
 {
-	if (vma_is_anonymous(vma))
+	if (target->anon)
 		return collapse_finish_anon(vma, addr, folio);
-	return granule_collapse_finish_cache(vma, addr, others, folio);
+	return granule_collapse_finish_cache(vma, addr, target->others, folio);
 }
 
 /**
@@ -483,7 +484,7 @@ int page_granule_collapse_range(struct vm_area_struct *vma, unsigned long start,
 				granule_target_alloc(&target, vma->vm_mm,
 						     granule_target_charge(&target, vma));
 			error = IS_ERR(folio) ? PTR_ERR(folio) :
-				granule_collapse_finish(vma, addr, true, folio);
+				granule_collapse_finish(vma, addr, &target, folio);
 		}
 		granule_target_put(&target);
 		/* A granule that cannot be whole is not an error. */

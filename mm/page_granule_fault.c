@@ -74,7 +74,7 @@ bool granule_wants_all(struct vm_fault *vmf, pte_t *pte)
  * Does the file end in the granule? An access behind its last page has to fail
  * with SIGBUS. Shared memory is mapped as a whole, see finish_fault().
  */
-static bool granule_behind_eof(struct vm_fault *vmf)
+bool granule_behind_eof(struct vm_fault *vmf)
 {
 	struct file *file = vmf->vma->vm_file;
 
@@ -148,8 +148,8 @@ static void fold_granule(struct vm_area_struct *vma, unsigned long start, pte_t 
 static void fold_or_repair(struct vm_area_struct *vma, unsigned long start,
 			   pte_t *pte)
 {
+	unsigned int i, copies = 0;
 	bool shared = false;
-	int i;
 
 	if (userfaultfd_armed(vma) || !vma_granule_folios(vma))
 		return;
@@ -161,11 +161,14 @@ static void fold_or_repair(struct vm_area_struct *vma, unsigned long start,
 			return;
 		if (!vma->vm_file)
 			continue;
-		/* A private copy of a page of a file stays. */
 		if (vma_is_cow_mapping(vma) && PageAnon(pte_page(ptent)))
-			return;
-		shared |= folio_maybe_mapped_shared(page_folio(pte_page(ptent)));
+			copies++;
+		else
+			shared |= folio_maybe_mapped_shared(page_folio(pte_page(ptent)));
 	}
+	/* Private copies beside pages of a file stay. */
+	if (copies && copies < PAGE_GRANULE_NR)
+		return;
 	if (page_granule_is_whole(vma, start, pte))
 		fold_granule(vma, start, pte);
 	/* Repair leaves alone what others map. */
@@ -191,7 +194,7 @@ void fold_or_repair_granule(struct vm_fault *vmf)
 }
 
 /* Free the folios for a granule that have not been mapped. */
-static void put_granule_folios(struct folio **folios)
+void put_granule_folios(struct folio **folios)
 {
 	int i;
 
@@ -686,22 +689,19 @@ static bool granule_is_copied(struct vm_fault *vmf, pte_t *pte,
 }
 
 /*
- * Allocate memory to replace the run that starts at @page, and copy the run to
- * it: one folio if there is any, else single pages. @page is NULL for zeroes.
+ * Allocate memory to replace a granule: one folio if there is any, else single
+ * pages. With @need_zero, it is a copy of zeroes already.
  */
-static vm_fault_t alloc_granule_copy(struct vm_fault *vmf, struct page *page,
-				     struct folio **folios)
+vm_fault_t alloc_granule_copy(struct vm_fault *vmf, bool need_zero,
+			      struct folio **folios)
 {
-	const unsigned long start = granule_start(vmf->address);
 	struct folio *folio;
-	struct page *dst;
-	int i;
 
-	folio = alloc_granule_folio(vmf->vma, start);
+	folio = alloc_granule_folio(vmf->vma, granule_start(vmf->address));
 	if (!folio) {
 		count_mthp_stat(PAGE_GRANULE_ORDER,
 				MTHP_STAT_ANON_FAULT_FALLBACK);
-		if (!alloc_granule_pages(vmf, folios, GRANULE_ALL_HOLES, !page)) {
+		if (!alloc_granule_pages(vmf, folios, GRANULE_ALL_HOLES, need_zero)) {
 			put_granule_folios(folios);
 			if (vma_granule_contract(vmf->vma))
 				return VM_FAULT_OOM;
@@ -710,24 +710,32 @@ static vm_fault_t alloc_granule_copy(struct vm_fault *vmf, struct page *page,
 			return VM_FAULT_FALLBACK;
 		}
 	} else {
-		if (!page)
+		if (need_zero)
 			zero_granule_folio(vmf, folio);
 		__folio_mark_uptodate(folio);
 		folios[0] = folio;
 	}
+	return 0;
+}
 
-	for (i = 0; page && i < PAGE_GRANULE_NR; i++) {
-		dst = folio_test_large(folios[0]) ? folio_page(folios[0], i) :
-		      folio_page(folios[i], 0);
-		if (copy_mc_user_highpage(dst, page + i, start + i * PAGE_SIZE,
-					  vmf->vma)) {
-			put_granule_folios(folios);
-			/* Fail only if the faulting page is lost. */
-			return page + i == vmf->page ? VM_FAULT_HWPOISON :
-			       VM_FAULT_FALLBACK;
-		}
-		kmsan_copy_page_meta(dst, page + i);
+/*
+ * Copy a page of the granule, number @i, to the folios of alloc_granule_copy().
+ * If that fails, they are put.
+ */
+vm_fault_t copy_granule_page(struct vm_fault *vmf, int i, struct page *page,
+			     struct folio **folios)
+{
+	struct page *dst = folio_test_large(folios[0]) ? folio_page(folios[0], i) :
+			   folio_page(folios[i], 0);
+
+	if (copy_mc_user_highpage(dst, page, granule_start(vmf->address) + i * PAGE_SIZE,
+				  vmf->vma)) {
+		put_granule_folios(folios);
+		/* Fail only if the faulting page is lost. */
+		return i == granule_index(vmf->address) ? VM_FAULT_HWPOISON :
+		       VM_FAULT_FALLBACK;
 	}
+	kmsan_copy_page_meta(dst, page);
 	return 0;
 }
 
@@ -735,8 +743,8 @@ static vm_fault_t alloc_granule_copy(struct vm_fault *vmf, struct page *page,
  * Map the folios of alloc_granule_copy() to a granule that is empty now. @pte
  * is its first PTE, and locked. @old is the value of the PTEs before.
  */
-static void map_granule_copy(struct vm_fault *vmf, pte_t *pte, pte_t old,
-			     struct folio **folios)
+void map_granule_copy(struct vm_fault *vmf, pte_t *pte, pte_t old,
+		      struct folio **folios)
 {
 	const int nr = folio_test_large(folios[0]) ? PAGE_GRANULE_NR : 1;
 	const bool unshare = vmf->flags & FAULT_FLAG_UNSHARE;
@@ -783,7 +791,8 @@ static void map_granule_copy(struct vm_fault *vmf, pte_t *pte, pte_t old,
  *
  * Return: 0 if the run was replaced, or has changed meanwhile;
  * VM_FAULT_FALLBACK if the granule is not a run, or must not be copied as one;
- * VM_FAULT_OOM or VM_FAULT_HWPOISON.
+ * VM_FAULT_OOM or VM_FAULT_HWPOISON. For a page of a file, see
+ * cow_file_granule().
  */
 vm_fault_t wp_copy_granule(struct vm_fault *vmf)
 {
@@ -803,8 +812,9 @@ vm_fault_t wp_copy_granule(struct vm_fault *vmf)
 
 	if (vmf->page) {
 		old_folio = page_folio(vmf->page);
-		if (!folio_test_anon(old_folio) ||
-		    folio_order(old_folio) < PAGE_GRANULE_ORDER)
+		if (!folio_test_anon(old_folio))
+			return cow_file_granule(vmf);
+		if (folio_order(old_folio) < PAGE_GRANULE_ORDER)
 			return VM_FAULT_FALLBACK;
 		page = vmf->page - nr;
 	} else if (userfaultfd_armed(vma)) {
@@ -828,7 +838,9 @@ vm_fault_t wp_copy_granule(struct vm_fault *vmf)
 	 * other threads that read it would fill it with zeroes again and again,
 	 * and this thread would never get to write.
 	 */
-	ret = alloc_granule_copy(vmf, page, folios);
+	ret = alloc_granule_copy(vmf, !page, folios);
+	for (i = 0; page && !ret && i < PAGE_GRANULE_NR; i++)
+		ret = copy_granule_page(vmf, i, page + i, folios);
 	if (ret)
 		return ret;
 
@@ -874,7 +886,8 @@ vm_fault_t wp_copy_granule(struct vm_fault *vmf)
 /**
  * wp_reuse_granule - wp_page_reuse() for a granule that is a run.
  * @vmf: A fault for a write, or to unshare, on an address in a granule.
- * @folio: The folio of the run: shared memory, or exclusive to this process.
+ * @folio: The folio of the run: shared, or exclusive to this process. If it is of a
+ *	   filesystem, it is locked, and page_mkwrite() has been called for it.
  *
  * The run stays in place. All its PTEs get the bits that the faulting PTE would
  * get::
@@ -885,8 +898,8 @@ vm_fault_t wp_copy_granule(struct vm_fault *vmf)
  *
  * Context: vmf->pte is mapped and locked.
  * Return: true, with the PTE unmapped and unlocked, if the run was reused;
- * false, with nothing changed, if the granule is not a run, or some pages are
- * shared.
+ * false, with nothing changed, if the granule is not a run, some pages are
+ * shared, or the file ends in it.
  */
 bool wp_reuse_granule(struct vm_fault *vmf, struct folio *folio)
 	__releases(vmf->ptl)
@@ -903,6 +916,9 @@ bool wp_reuse_granule(struct vm_fault *vmf, struct folio *folio)
 	int i;
 
 	if (!page_granule_is_whole(vma, vmf->address, vmf->pte))
+		return false;
+	/* The file may have been cut, and page_mkwrite() is for what is below. */
+	if (!anon && granule_behind_eof(vmf))
 		return false;
 
 	for (i = 0; anon && i < PAGE_GRANULE_NR; i++) {

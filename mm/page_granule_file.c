@@ -11,6 +11,8 @@
 #include <linux/mm.h>
 #include <linux/pagemap.h>
 #include <linux/shmem_fs.h>
+#include <linux/statfs.h>
+#include <linux/swap.h>
 #include <linux/userfaultfd_k.h>
 #include <linux/vmstat.h>
 
@@ -233,4 +235,138 @@ mapped:
 	if (ret & VM_FAULT_NOPAGE)
 		page_granule_note_fault(vma, vmf->address, GRANULE_FILL_FOLIO);
 	return ret;
+}
+
+/* Free space that lasts for a moment, in bytes, and how long that is */
+#define PLENTY_OF_SPACE	(64ULL << 20)
+#define PLENTY_JIFFIES	(HZ / 10)
+
+/* Who faults on a folio at the same time has it referenced for a moment. */
+#define SPLIT_TRIES	10
+
+/* A filesystem that had plenty of space, as this CPU has seen. A hint only. */
+struct spacious_fs {
+	dev_t dev;
+	unsigned long until;		/* in jiffies */
+};
+
+static DEFINE_PER_CPU(struct spacious_fs, spacious_fs);
+
+/*
+ * Is there hardly any space left that the file may need? Some filesystems that run
+ * out of space within a folio keep the blocks that they have got for it, and then
+ * have none for a single page, either. Those without a block device do not, or ask
+ * a server.
+ */
+static bool space_is_scarce(struct file *file)
+{
+	struct super_block *sb = file->f_mapping->host->i_sb;
+	struct spacious_fs *seen;
+	struct kstatfs fs;
+	struct kstat stat;
+	u64 space;
+
+	if (!sb->s_bdev)
+		return false;
+	seen = raw_cpu_ptr(&spacious_fs);
+	if (READ_ONCE(seen->dev) == sb->s_dev && time_before(jiffies, READ_ONCE(seen->until)))
+		return false;
+	if (vfs_statfs(&file->f_path, &fs))
+		return false;
+	/* ext4 counts blocks as free that nobody gets for data. */
+	space = fs.f_bavail * fs.f_bsize;
+	if (space >= PLENTY_OF_SPACE) {
+		WRITE_ONCE(seen->dev, sb->s_dev);
+		WRITE_ONCE(seen->until, jiffies + PLENTY_JIFFIES);
+	}
+	if (space >= num_online_cpus() * PAGE_GRANULE_SIZE)
+		return false;
+	/* A file that has no holes has got its blocks, be they written or not. */
+	return vfs_getattr_nosec(&file->f_path, &stat, STATX_BLOCKS | STATX_SIZE,
+				 AT_STATX_DONT_SYNC) ||
+	       (stat.blocks << SECTOR_SHIFT) < stat.size;
+}
+
+/*
+ * Split the folio of vmf->page, first into granules, so that others stay whole.
+ * Returns 0 if the page is in a folio of the least order now, or no longer in the
+ * file.
+ */
+static int split_to_write(struct vm_fault *vmf)
+{
+	struct address_space *mapping = vmf->vma->vm_file->f_mapping;
+	const unsigned int min = mapping_min_folio_order(mapping);
+	const loff_t pos = folio_pos(page_folio(vmf->page));
+	const loff_t last = pos + folio_size(page_folio(vmf->page)) - 1;
+	int tries, error = -EINTR;
+	unsigned int order;
+
+	for (tries = 0; tries < SPLIT_TRIES && !fatal_signal_pending(current); tries++) {
+		/* LRU batches reference folios that were added recently. */
+		if (!tries)
+			lru_add_drain();
+		else if (tries == 1)
+			lru_add_drain_all();
+		else
+			schedule_timeout_killable(1);
+		/* Filesystems do not split what they have not written. */
+		filemap_fdatawrite_range(mapping, pos, last);
+		filemap_fdatawait_range_keep_errors(mapping, pos, last);
+		lock_page(vmf->page);
+		error = 0;
+		while (!error && page_folio(vmf->page)->mapping == mapping &&
+		       folio_order(page_folio(vmf->page)) > min) {
+			order = folio_order(page_folio(vmf->page)) > PAGE_GRANULE_ORDER ?
+				max(PAGE_GRANULE_ORDER, min) : min;
+			error = split_huge_page_to_order(vmf->page, order);
+		}
+		unlock_page(vmf->page);
+		if (error != -EAGAIN && error != -EBUSY)
+			break;
+	}
+	return error;
+}
+
+/**
+ * granule_page_mkwrite - vm_ops->page_mkwrite() for a granule.
+ * @vmf: A fault for a write to shared memory of a file, on an address in a
+ *	 granule. vmf->page is referenced, and its folio is not locked.
+ *
+ * A filesystem allocates what it needs to write back the whole folio. Where that
+ * is too much, the folio is split, since a single page may still fit. vmf->page
+ * keeps its reference, and may be in another folio then.
+ *
+ * Context: The mmap lock or the VMA lock is held. May sleep, and write to a
+ * disk.
+ * Return: what page_mkwrite() returns. With VM_FAULT_NOPAGE or VM_FAULT_SIGBUS,
+ * vmf->page may be NULL: this has waited for somebody else to split a folio, and
+ * has no reference any more.
+ */
+vm_fault_t granule_page_mkwrite(struct vm_fault *vmf)
+{
+	struct file *file = vmf->vma->vm_file;
+	struct address_space *mapping = file->f_mapping;
+	const struct vm_operations_struct *ops = vmf->vma->vm_ops;
+	vm_fault_t ret = VM_FAULT_SIGBUS;
+	bool scarce;
+	int error;
+
+	if (folio_order(page_folio(vmf->page)) <= mapping_min_folio_order(mapping))
+		return ops->page_mkwrite(vmf);
+	scarce = space_is_scarce(file);
+	if (!scarce)
+		ret = ops->page_mkwrite(vmf);
+	if (likely(!(ret & VM_FAULT_SIGBUS)))
+		return ret;
+
+	/* Two who split a folio would have references that the other waits for. */
+	if (test_and_set_bit_lock(AS_GRANULE_SPLIT, &mapping->flags)) {
+		put_page(vmf->page);
+		vmf->page = NULL;
+		return wait_on_bit(&mapping->flags, AS_GRANULE_SPLIT, TASK_KILLABLE) ?
+		       VM_FAULT_SIGBUS : VM_FAULT_NOPAGE;
+	}
+	error = split_to_write(vmf);
+	clear_and_wake_up_bit(AS_GRANULE_SPLIT, &mapping->flags);
+	return scarce || !error ? ops->page_mkwrite(vmf) : ret;
 }

@@ -274,7 +274,7 @@ static int repair_one(struct mm_struct *mm, unsigned long hint)
 		return -EAGAIN;
 	error = repair_prepare_hint(mm, hint, &target, &vma);
 	if (!error && target.cached)
-		error = granule_collapse_finish(vma, granule_start(hint), false, NULL) ?: 1;
+		error = granule_collapse_finish(vma, granule_start(hint), &target, NULL) ?: 1;
 	mmap_read_unlock(mm);
 	if (error)
 		goto out;
@@ -292,12 +292,12 @@ static int repair_one(struct mm_struct *mm, unsigned long hint)
 	}
 	error = repair_prepare_hint(mm, hint, &now, &vma);
 	if (!error && (now.nid != target.nid || now.policy != target.policy ||
-		       now.memcg != target.memcg))
+		       now.memcg != target.memcg || now.anon != target.anon))
 		error = -EAGAIN;
 	if (error)
 		folio_put(folio);
 	else
-		error = granule_collapse_finish(vma, granule_start(hint), false, folio);
+		error = granule_collapse_finish(vma, granule_start(hint), &now, folio);
 	mmap_read_unlock(mm);
 out:
 	granule_target_put(&now);

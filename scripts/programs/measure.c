@@ -58,6 +58,7 @@ struct sample {
 static const char * const vmstat_names[] = {
 	"pswpin", "pswpout", "pgreuse", "granule_fault", "granule_fallback", "granule_cow",
 	"granule_split", "granule_swpin", "granule_swpin_fallback", "granule_repair",
+	"pgpgout",	/* KiB */
 };
 
 #define NR_VMSTAT	(sizeof(vmstat_names) / sizeof(vmstat_names[0]))
@@ -486,6 +487,8 @@ static void measure(const struct options *opts)
 	status = wait_all(opts, child, &most, &hung);
 	took = now() - began;
 	idled = idle() - idled;
+	/* What it has left dirty counts as written, too. */
+	sync();
 	read_vmstat(after);
 	getrusage(RUSAGE_CHILDREN, &usage);
 	used = cgroup_number("cpu.stat", "usage_usec") * 1000ULL;

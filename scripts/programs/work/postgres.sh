@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # A server with shared memory and a process a client: pgbench, an index, and a join.
 set -eu
+: "${data:=/tmp/pg}" "${fsync:=off}"
 bin=$(echo /usr/lib/postgresql/*/bin)
 user="setpriv --reuid=postgres --regid=postgres --clear-groups"
 cd /tmp
@@ -21,13 +22,13 @@ bench()
 	}
 }
 
-$user "$bin/postgres" -D /tmp/pg -c listen_addresses= -c unix_socket_directories=/tmp \
-	-c fsync=off -c shared_buffers=64MB -c autovacuum=off -c jit=off 2>/tmp/pg.log &
+$user "$bin/postgres" -D "$data" -c listen_addresses= -c unix_socket_directories=/tmp \
+	-c "fsync=$fsync" -c shared_buffers=64MB -c autovacuum=off -c jit=off 2>/tmp/pg.log &
 server=$!
 trap 'kill -QUIT $server 2>/dev/null || :' EXIT
 # Clients that try until it works would be more or fewer each time.
 sleep 1
-until grep -q ready /tmp/pg/postmaster.pid; do
+until grep -q ready "$data/postmaster.pid"; do
 	kill -0 $server
 	sleep 1
 done
@@ -49,4 +50,4 @@ wait $server
 if grep -E 'ERROR|FATAL|PANIC' /tmp/pg.log | grep -v 'starting up'; then
 	exit 1
 fi
-rm -rf /tmp/pg
+rm -rf "$data"

@@ -200,6 +200,11 @@ static bool do_munmap(struct mem *mem)
 	return !munmap(area, mem->len);
 }
 
+static bool do_msync(struct mem *mem)
+{
+	return !msync(mem->area, mem->len, MS_SYNC);
+}
+
 const struct stage stages[NR_STAGES] = {
 	[FIRST_TOUCH] = {
 		"first-touch", "first touch: one byte written in each 4 KiB page",
@@ -255,7 +260,7 @@ const struct stage stages[NR_STAGES] = {
 	},
 	[FILE_WARM] = {
 		"file-warm", "the same, in the page cache as that has left it",
-		FILE_COLD, do_read, LEAVES_MEMORY, PROT_READ, true,
+		FILE_COLD, do_read, LEAVES_MEMORY, PROT_READ, .unmaps = true,
 	},
 	[FILE_MUNMAP] = {
 		"file-munmap", "munmap() of it",
@@ -267,7 +272,27 @@ const struct stage stages[NR_STAGES] = {
 	},
 	[TEXT_WARM] = {
 		"text-warm", "file-warm, of a file that is mapped as text",
-		TEXT_COLD, do_read, LEAVES_MEMORY, PROT_READ | PROT_EXEC, true,
+		TEXT_COLD, do_read, LEAVES_MEMORY, PROT_READ | PROT_EXEC, .unmaps = true,
+	},
+	[FILE_COPY] = {
+		"file-copy", "one byte written in each 4 KiB page of a private mapping of a file",
+		FILE_COLD, do_touch, LEAVES_MEMORY, PROT_RW, .unmaps = true,
+	},
+	[FILE_COPY_MAPPED] = {
+		"file-copy-mapped", "the same, after each page was read",
+		FILE_COLD, do_touch, LEAVES_MEMORY, PROT_RW,
+	},
+	[FILE_WRITE] = {
+		"file-write", "one byte written in each 4 KiB page of a file, mapped shared",
+		UNTOUCHED, do_touch, LEAVES_MEMORY, PROT_RW, .file_shared = true,
+	},
+	[FILE_SYNC] = {
+		"file-msync", "msync() of it",
+		FILE_WRITE, do_msync, LEAVES_MEMORY, PROT_RW, .file_shared = true,
+	},
+	[FILE_REWRITE] = {
+		"file-rewrite", "then one byte written in each 4 KiB page again",
+		FILE_SYNC, do_touch, LEAVES_MEMORY, PROT_RW, .file_shared = true,
 	},
 };
 
@@ -331,20 +356,40 @@ bool mem_create(struct mem *mem, const struct config *config, size_t len)
 	return mem->area == area;
 }
 
+/* Fill a file so that no page is like another, in folios of 64 KiB. */
+static bool fill_file(int fd, size_t len)
+{
+	__u32 buf[GRANULE_SIZE / sizeof(__u32)], nr = 0;
+	size_t i, done;
+
+	for (done = 0; done < len; done += sizeof(buf)) {
+		for (i = 0; i < ARRAY_SIZE(buf); i++)
+			buf[i] = nr++;
+		if (pwrite(fd, buf, sizeof(buf), done) != sizeof(buf))
+			return false;
+	}
+	/* Dirty pages stay in the page cache. */
+	return !fsync(fd);
+}
+
 /*
  * Map a file that is not in the page cache instead. Huge pages are the way to ask
- * for large folios there; an architecture may have its own size for text.
+ * for large folios there; an architecture may have its own size for text. What is
+ * to be written to has folios of 64 KiB then, from write().
  */
-static bool mem_map_file(const struct bench *bench, const struct config *config, int prot,
-			 struct mem *mem)
+static bool mem_map_file(const struct bench *bench, const struct config *config,
+			 const struct stage *stage, struct mem *mem)
 {
-	int flags = MAP_PRIVATE | MAP_FIXED;
+	const bool write = stage->file_prot & PROT_WRITE;
+	int flags = MAP_FIXED | (stage->file_shared ? MAP_SHARED_VALIDATE : MAP_PRIVATE);
 
 	if (config->kind == GRANULE_CONTRACT)
 		flags |= MAP_GRANULE_64KB;
-	return !posix_fadvise(bench->file, 0, 0, POSIX_FADV_DONTNEED) &&
-	       mmap(mem->area, mem->len, prot, flags, bench->file, 0) == mem->area &&
-	       (!config->thp_order || !madvise(mem->area, mem->len, MADV_HUGEPAGE));
+	if (posix_fadvise(bench->file, 0, 0, POSIX_FADV_DONTNEED) ||
+	    (config->thp_order && write && !fill_file(bench->file, mem->len)))
+		return false;
+	return mmap(mem->area, mem->len, stage->file_prot, flags, bench->file, 0) == mem->area &&
+	       (!config->thp_order || write || !madvise(mem->area, mem->len, MADV_HUGEPAGE));
 }
 
 static void mem_reap(struct mem *mem)
@@ -448,7 +493,7 @@ static bool run_fresh(const struct bench *bench, const struct config *config,
 	bool ok;
 
 	ok = mem_create(&mem, config, len) &&
-	     (!stage->file_prot || mem_map_file(bench, config, stage->file_prot, &mem)) &&
+	     (!stage->file_prot || mem_map_file(bench, config, stage, &mem)) &&
 	     prepare(bench, stage, &mem) && (!stage->unmaps || do_dontneed(&mem)) &&
 	     run_stage(bench, stage, &mem, res);
 	if (ok && mem.area && config->kind == GRANULE_CONTRACT)
@@ -1095,24 +1140,12 @@ static int run_bench(struct bench *bench, const struct job *job)
 	return KSFT_PASS;
 }
 
-/* Make a file without a name, in which no page is like another. */
+/* Make a file without a name. */
 static int create_file(const char *dir, size_t len)
 {
-	__u32 buf[GRANULE_SIZE / sizeof(__u32)], nr = 0;
-	size_t i, done;
-	int fd;
+	int fd = open(dir, O_TMPFILE | O_RDWR, 0600);
 
-	fd = open(dir, O_TMPFILE | O_RDWR, 0600);
-	if (fd < 0)
-		return -1;
-	for (done = 0; done < len; done += sizeof(buf)) {
-		for (i = 0; i < ARRAY_SIZE(buf); i++)
-			buf[i] = nr++;
-		if (write(fd, buf, sizeof(buf)) != sizeof(buf))
-			break;
-	}
-	/* Dirty pages stay in the page cache. */
-	if (done < len || fsync(fd)) {
+	if (fd >= 0 && !fill_file(fd, len)) {
 		close(fd);
 		return -1;
 	}

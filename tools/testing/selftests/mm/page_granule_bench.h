@@ -42,6 +42,11 @@ enum stage_id {
 	FILE_MUNMAP,
 	TEXT_COLD,
 	TEXT_WARM,
+	FILE_COPY,
+	FILE_COPY_MAPPED,
+	FILE_WRITE,
+	FILE_SYNC,
+	FILE_REWRITE,
 	NR_STAGES,
 	UNTOUCHED = NR_STAGES,
 };
@@ -125,6 +130,7 @@ struct stage {
 	bool (*run)(struct mem *mem);
 	enum leaves leaves;
 	int file_prot;		/* to map a file with, or 0 */
+	bool file_shared;	/* how it is mapped */
 	bool unmaps;		/* the memory first, which stays in the page cache */
 };
 

@@ -16,6 +16,7 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <limits.h>
+#include <linux/magic.h>
 #include <linux/mempolicy.h>
 #include <signal.h>
 #include <stdio.h>
@@ -24,6 +25,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
@@ -54,6 +56,8 @@
 #define OFFLINE_LEN	(96 * MIB)
 #define OFFLINE_SECONDS	30
 #define MBIND_LEN	(64 * MIB)
+#define WRITE_LEN	(32 * MIB)
+#define WRITE_PAGES	256
 
 /*
  * The attack on repair: granules that one process breaks, in as many page
@@ -104,6 +108,7 @@ enum row_id {
 	ROW_VMAS_SMALL,
 	ROW_VMAS_LARGE,
 	ROW_REFUSED,
+	ROW_WRITTEN,
 	NR_ROWS,
 };
 
@@ -185,6 +190,11 @@ static const struct row rows[NR_ROWS] = {
 	},
 	[ROW_REFUSED] = {
 		"mappings refused of all these", "<=", OF_NONE, 0, 0,
+	},
+	/* What is compared with is a file in folios of 64 KiB. */
+	[ROW_WRITTEN] = {
+		"MB written to the disk, a byte in each of 256 random pages of a file",
+		"<=", OF_MTHP, 1, 0.5,
 	},
 };
 
@@ -752,6 +762,54 @@ static bool run_mappings(const struct column *column)
 	return true;
 }
 
+static bool write_in_steps(int fd, size_t step)
+{
+	char buf[GRANULE_SIZE];
+	size_t pos;
+
+	fill(buf, sizeof(buf));
+	for (pos = 0; pos < WRITE_LEN; pos += step) {
+		if (pwrite(fd, buf, step, pos) != (ssize_t)step)
+			return false;
+	}
+	return !fsync(fd);
+}
+
+/*
+ * Write to random pages of a file in the present directory, by a mapping. It is
+ * cached in pages or in folios of 64 KiB, or read in granules.
+ */
+static bool run_write(const struct column *column)
+{
+	int fd = open(".", O_TMPFILE | O_RDWR, 0600);
+	unsigned long written;
+	unsigned int i;
+	char *area;
+
+	if (fd < 0 || !write_in_steps(fd, column->thp_order ? GRANULE_SIZE : BASE_SIZE) ||
+	    (column->tagged && posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED)))
+		return failed("cannot write to the present directory");
+	area = mmap(NULL, WRITE_LEN, PROT_RW, MAP_SHARED, fd, 0);
+	if (area == MAP_FAILED)
+		return failed("mmap");
+	srand(1);
+	written = granule_vmstat("pgpgout");
+	for (i = 0; i < WRITE_PAGES; i++)
+		area[rand() % (WRITE_LEN / BASE_SIZE) * BASE_SIZE]++;
+	if (fsync(fd))
+		return failed("fsync");
+	tell(ROW_WRITTEN, (granule_vmstat("pgpgout") - written) / 1024.0);
+	return true;
+}
+
+static const char *no_disk(void)
+{
+	struct statfs stat;
+
+	return !statfs(".", &stat) && stat.f_type != TMPFS_MAGIC && stat.f_type != RAMFS_MAGIC ?
+	       NULL : "no disk: change to a directory of ext4, xfs or btrfs";
+}
+
 static const char *nothing_missing(void)
 {
 	return NULL;
@@ -788,6 +846,9 @@ static const struct part parts[] = {
 	}, {
 		"mappings", "many small mappings: VMAs, and what is refused",
 		run_mappings, nothing_missing, 0, 1, false,
+	}, {
+		"write", "random pages of a file in the present directory written to",
+		run_write, no_disk, 0, 3, false,
 	},
 };
 

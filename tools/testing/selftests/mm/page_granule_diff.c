@@ -29,6 +29,7 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <poll.h>
 #include <signal.h>
@@ -216,11 +217,11 @@ static int pick_advice(uint64_t *state)
 	return advices[i].advice;
 }
 
-static enum op_kind pick_kind(uint64_t *state)
+static enum op_kind pick_kind(uint64_t *state, unsigned int nr_kinds)
 {
 	unsigned int i, sum = 0, pick;
 
-	for (i = 0; i < NR_OP_KINDS; i++)
+	for (i = 0; i < nr_kinds; i++)
 		sum += kinds[i].weight;
 	pick = below(state, sum);
 	for (i = 0; pick >= kinds[i].weight; i++)
@@ -265,22 +266,106 @@ static void make_access(struct op *op, uint64_t *state)
 }
 
 /*
+ * A file is mapped shared, and changes, or is mapped privately. It is unspecified
+ * which pages of a private mapping show a change, and they are more with granules.
+ */
+static bool shares_file(const struct run *run)
+{
+	return run->seed % 2;
+}
+
+/*
+ * Whether a mapping of a file is tagged depends on where it was mapped, so what is
+ * moved elsewhere does not merge with all neighbours that it would merge with.
+ */
+static void keep_congruent(struct op *op)
+{
+	if (window_end(op->page) != window_end(op->to))
+		op->to = op->page;
+	op->to += (int)(op->page % GRANULE_NR_PAGES) - (int)(op->to % GRANULE_NR_PAGES);
+	if (op->to >= window_end(op->page))
+		op->to -= GRANULE_NR_PAGES;
+}
+
+/* Most mappings of the file are congruent to it, as programs' are. */
+static void make_file_map(const struct run *run, struct op *op, uint64_t *state)
+{
+	if (run->fs == NO_FILES || one_in(state, 4))
+		return;
+	op->flags &= ~(MAP_ANONYMOUS | MAP_SHARED | MAP_PRIVATE);
+	op->flags |= shares_file(run) ? MAP_SHARED : MAP_PRIVATE;
+	op->offset = one_in(state, 5) ? below(state, FILE_PAGES) :
+		     (op->page + below(state, 3) * GRANULE_NR_PAGES) % FILE_PAGES;
+}
+
+static void make_file_op(const struct run *run, struct op *op, uint64_t *state)
+{
+	static const int modes[] = {
+		FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+		FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+		FALLOC_FL_ZERO_RANGE, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
+		FALLOC_FL_COLLAPSE_RANGE, FALLOC_FL_INSERT_RANGE, 0, FALLOC_FL_KEEP_SIZE,
+	};
+	static const int advices[] = {
+		POSIX_FADV_DONTNEED, POSIX_FADV_DONTNEED, POSIX_FADV_DONTNEED,
+		POSIX_FADV_WILLNEED, POSIX_FADV_RANDOM, POSIX_FADV_NORMAL,
+	};
+
+	/* In this case, too, errors show where granules begin and end. */
+	op->offset = op->page % FILE_PAGES;
+	op->page = 0;
+	op->to_nr = 1;
+	if (op->nr > GRANULE_NR_PAGES && op->kind <= OP_FILE_READ)
+		op->nr = GRANULE_NR_PAGES;
+	switch (op->kind) {
+	case OP_FILE_WRITE:
+		if (!shares_file(run))
+			op->kind = OP_FILE_READ;
+		break;
+	case OP_FILE_LENGTH:
+		if (one_in(state, 2))
+			op->offset = FILE_PAGES;
+		break;
+	case OP_FILE_SPACE:
+		op->flags = modes[below(state, ARRAY_SIZE(modes))];
+		if (!shares_file(run))
+			op->flags = FALLOC_FL_KEEP_SIZE;
+		break;
+	case OP_FILE_ADVISE:
+		op->flags = advices[below(state, ARRAY_SIZE(advices))];
+		break;
+	case OP_FILE_TWICE:
+		op->prot = shares_file(run) && one_in(state, 2) ? PROT_RW : PROT_READ;
+		break;
+	default:
+		break;
+	}
+	if (op->kind <= OP_FILE_READ && one_in(state, 2)) {
+		op->skew = below(state, BASE_SIZE);
+		op->trim = below(state, op->nr > 1 ? BASE_SIZE : BASE_SIZE - op->skew);
+	}
+}
+
+/*
  * Make call @index of the sequence. @kid is 0, or counts the calls that the
  * child makes that is forked by it.
  */
-void make_op(uint64_t seed, unsigned long index, unsigned int kid, struct op *op)
+void make_op(const struct run *run, unsigned long index, unsigned int kid, struct op *op)
 {
-	uint64_t state = mix(mix(seed) ^ mix(index ^ (uint64_t)kid << 48));
+	const unsigned int nr_kinds = run->fs == NO_FILES ? NR_MEMORY_KINDS : NR_OP_KINDS;
+	uint64_t state = mix(mix(run->seed) ^ mix(index ^ (uint64_t)kid << 48));
 
 	memset(op, 0, sizeof(*op));
 	op->index = index;
 	do {
-		op->kind = pick_kind(&state);
+		op->kind = pick_kind(&state, nr_kinds);
 	} while (kid && (op->kind == OP_FORK || op->kind == OP_WIPEONFORK ||
 			 op->kind == OP_CHECK));
 	op->page = pick_page(&state);
 	op->nr = clamp_nr(op->page, pick_nr(&state));
 	op->to = pick_page(&state);
+	if (run->fs != NO_FILES)
+		keep_congruent(op);
 	op->to_nr = clamp_nr(op->to, op->nr);
 	op->key = next_random(&state);
 
@@ -292,10 +377,12 @@ void make_op(uint64_t seed, unsigned long index, unsigned int kid, struct op *op
 		/* Now and then, let there be less holes. */
 		if (one_in(&state, 6))
 			op->nr = clamp_nr(op->page, op->nr + below(&state, 100));
+		make_file_map(run, op, &state);
 		break;
 	case OP_MMAP_HINT:
 		op->prot = pick_prot(&state);
 		op->flags = pick_mmap_flags(&state);
+		make_file_map(run, op, &state);
 		break;
 	case OP_MMAP_MOVE:
 		op->prot = pick_prot(&state);
@@ -359,6 +446,15 @@ void make_op(uint64_t seed, unsigned long index, unsigned int kid, struct op *op
 	case OP_MEM_READ:
 		make_access(op, &state);
 		return;
+	case OP_FILE_WRITE:
+	case OP_FILE_READ:
+	case OP_FILE_LENGTH:
+	case OP_FILE_SPACE:
+	case OP_FILE_SYNC:
+	case OP_FILE_ADVISE:
+	case OP_FILE_TWICE:
+		make_file_op(run, op, &state);
+		return;
 	default:
 		break;
 	}
@@ -380,7 +476,8 @@ size_t op_len(const struct op *op)
 {
 	size_t len = op->nr * BASE_SIZE - op->trim;
 
-	return op->kind >= OP_WRITE && op->kind <= OP_MEM_READ ? len - op->skew : len;
+	return (op->kind >= OP_WRITE && op->kind <= OP_MEM_READ) ||
+	       op->kind == OP_FILE_WRITE || op->kind == OP_FILE_READ ? len - op->skew : len;
 }
 
 static const char *advice_name(int advice)
@@ -410,7 +507,8 @@ static void print_range(char *buf, unsigned int page, unsigned int skew, size_t 
 /* Print @op as one would write it down. */
 static void describe_op(const struct op *op, char *buf, size_t size)
 {
-	char range[64], to[64], prot[4], more[100] = "";
+	char range[64], to[64], prot[4], more[140] = "";
+	int len;
 
 	print_range(range, op->page, op->skew, op_len(op));
 	print_range(to, op->to, 0, op->to_nr * BASE_SIZE);
@@ -420,13 +518,16 @@ static void describe_op(const struct op *op, char *buf, size_t size)
 	case OP_MMAP:
 	case OP_MMAP_HINT:
 	case OP_MMAP_MOVE:
-		snprintf(more, sizeof(more), ", %s, %s%s%s%s%s%s", prot,
-			 op->flags & MAP_SHARED ? "MAP_SHARED" : "MAP_PRIVATE",
-			 op->flags & MAP_FIXED ? "|MAP_FIXED" : "",
-			 op->flags & MAP_FIXED_NOREPLACE ? "|MAP_FIXED_NOREPLACE" : "",
-			 op->flags & MAP_NORESERVE ? "|MAP_NORESERVE" : "",
-			 op->flags & MAP_POPULATE ? "|MAP_POPULATE" : "",
-			 op->flags & MAP_LOCKED ? "|MAP_LOCKED" : "");
+		len = snprintf(more, sizeof(more), ", %s, %s%s%s%s%s%s", prot,
+			       op->flags & MAP_SHARED ? "MAP_SHARED" : "MAP_PRIVATE",
+			       op->flags & MAP_FIXED ? "|MAP_FIXED" : "",
+			       op->flags & MAP_FIXED_NOREPLACE ? "|MAP_FIXED_NOREPLACE" : "",
+			       op->flags & MAP_NORESERVE ? "|MAP_NORESERVE" : "",
+			       op->flags & MAP_POPULATE ? "|MAP_POPULATE" : "",
+			       op->flags & MAP_LOCKED ? "|MAP_LOCKED" : "");
+		if (!(op->flags & MAP_ANONYMOUS))
+			snprintf(more + len, sizeof(more) - len, ", file+%#lx",
+				 op->offset * BASE_SIZE);
 		break;
 	case OP_MPROTECT:
 		snprintf(more, sizeof(more), ", %s", prot);
@@ -457,6 +558,16 @@ static void describe_op(const struct op *op, char *buf, size_t size)
 	case OP_READ:
 		snprintf(more, sizeof(more), ", %s", accesses[op->flags]);
 		break;
+	case OP_FILE_WRITE:
+	case OP_FILE_READ:
+	case OP_FILE_LENGTH:
+	case OP_FILE_SPACE:
+	case OP_FILE_SYNC:
+	case OP_FILE_ADVISE:
+	case OP_FILE_TWICE:
+		snprintf(buf, size, "%s(file+%#lx, %#zx, %#x, %s)", kinds[op->kind].name,
+			 op->offset * BASE_SIZE + op->skew, op_len(op), op->flags, prot);
+		return;
 	default:
 		break;
 	}
@@ -552,6 +663,9 @@ static bool same_page(uint32_t untagged, uint32_t tagged)
 {
 	if ((untagged ^ tagged) & PG_SAME)
 		return false;
+	/* Readahead and fault-around may bring in more for either. */
+	if (untagged & PG_FILE)
+		return true;
 	if (untagged & PG_IN_CORE && tagged & PG_NOT_IN_CORE &&
 	    (!have_swap || !(untagged & PG_SHARED)))
 		return false;
@@ -612,7 +726,7 @@ static void count_calls(const struct run *run, unsigned long pos, const struct r
 
 	if (!run->counts)
 		return;
-	make_op(run->seed, run->list ? run->list[pos] : pos, 0, &op);
+	make_op(run, run->list ? run->list[pos] : pos, 0, &op);
 	run->counts[2 * op.kind]++;
 	run->counts[2 * op.kind + 1] += record->err || record->sig;
 }
@@ -759,12 +873,12 @@ static void print_record(enum twin which, const struct record *record)
 	       (unsigned long)record->value, (unsigned long)record->kid);
 }
 
-static void print_op(uint64_t seed, unsigned long index)
+static void print_op(const struct run *run, unsigned long index)
 {
 	char text[300];
 	struct op op;
 
-	make_op(seed, index, 0, &op);
+	make_op(run, index, 0, &op);
 	describe_op(&op, text, sizeof(text));
 	ksft_print_msg("  %6lu: %s\n", index, text);
 }
@@ -780,7 +894,7 @@ static void report(const struct run *run, const struct failure *failure)
 		ksft_exit_fail_msg("no memory\n");
 	ksft_print_msg("seed %lu, call %lu: %s\n", (unsigned long)run->seed, failure->pos,
 		       failure->reason);
-	print_op(run->seed, failure->pos);
+	print_op(run, failure->pos);
 	for (i = 0; i < NR_TWINS; i++)
 		print_record(i, &failure->records[i]);
 
@@ -793,7 +907,7 @@ static void report(const struct run *run, const struct failure *failure)
 		if (!run_twins(&again, &last)) {
 			ksft_print_msg("shrunk to %lu calls: %s\n", nr, last.reason);
 			for (i = 0; i < nr; i++)
-				print_op(run->seed, list[i]);
+				print_op(run, list[i]);
 			for (i = 0; i < NR_TWINS; i++)
 				print_record(i, &last.records[i]);
 		}
@@ -802,8 +916,11 @@ static void report(const struct run *run, const struct failure *failure)
 	}
 	ksft_print_msg("heap: %s, %s a granule\n", run->seed & 1 ? "continued" : "new",
 		       run->seed & 2 ? "inside" : "at the start of");
-	ksft_print_msg("repeat with: page_granule_diff --seed %lu --ops %lu --all %lu\n",
-		       (unsigned long)run->seed, failure->pos + 1, all_every);
+	ksft_print_msg("repeat with: page_granule_diff --seed %lu --ops %lu --all %lu%s%s%s\n",
+		       (unsigned long)run->seed, failure->pos + 1, all_every,
+		       run->fs == NO_FILES ? "" : " --fs \"",
+		       run->fs == NO_FILES ? "" : granule_fs_name(run->fs),
+		       run->fs == NO_FILES ? "" : "\"");
 	free(list);
 }
 
@@ -816,12 +933,14 @@ static void print_counts(const unsigned long *counts)
 			       counts[2 * i + 1]);
 }
 
-static void test_seed(uint64_t seed, unsigned long nr_ops, bool inject, unsigned long inject_at)
+static void test_seed(int fs, uint64_t seed, unsigned long nr_ops, bool inject,
+		      unsigned long inject_at)
 {
 	static unsigned long counts[2 * NR_OP_KINDS];
 	unsigned long faults = granule_vmstat("granule_fault");
 	struct run run = {
 		.seed = seed,
+		.fs = fs,
 		.nr = nr_ops,
 		.inject = inject ? INJECT_RESULT : INJECT_NOTHING,
 		.inject_at = inject_at,
@@ -847,7 +966,39 @@ static void test_seed(uint64_t seed, unsigned long nr_ops, bool inject, unsigned
 			same = false;
 		}
 	}
-	ksft_test_result(same, "seed %lu, %lu calls\n", (unsigned long)seed, nr_ops);
+	if (fs == NO_FILES)
+		ksft_test_result(same, "seed %lu, %lu calls\n", (unsigned long)seed, nr_ops);
+	else
+		ksft_test_result(same, "%s mapped %s, seed %lu, %lu calls\n",
+				 granule_fs_name(fs), shares_file(&run) ? "shared" : "privately",
+				 (unsigned long)seed, nr_ops);
+}
+
+/* One seed shares the file, and the next one does not. */
+static void test_file(enum granule_fs fs, unsigned long first, unsigned long nr_seeds,
+		      unsigned long nr_ops)
+{
+	const char *missing = granule_fs_missing(fs);
+	unsigned long i;
+
+	for (i = 0; i < nr_seeds; i++) {
+		if (missing)
+			ksft_test_result_skip("%s: %s\n", granule_fs_name(fs), missing);
+		else
+			test_seed(fs, first + i, nr_ops, false, 0);
+	}
+}
+
+/* Returns NO_FILES if there is no such file system. */
+static int find_fs(const char *name)
+{
+	int fs;
+
+	for (fs = 0; fs < FS_SYSV; fs++) {
+		if (!strcmp(granule_fs_name(fs), name))
+			return fs;
+	}
+	return NO_FILES;
 }
 
 /* Assert that a difference is found, and shrunk to no more than @most calls. */
@@ -858,6 +1009,7 @@ static void test_detector(enum inject inject, unsigned long most, const char *na
 	struct failure failure;
 	struct run run = {
 		.seed = 1,
+		.fs = NO_FILES,
 		.list = list,
 		.nr = ARRAY_SIZE(list),
 		.inject = inject,
@@ -908,7 +1060,8 @@ static int error(const char *msg)
 
 static void print_usage(void)
 {
-	printf("usage: page_granule_diff [--ops N] [--seed S] [--all N] [--inject N] [--verbose]\n"
+	printf("usage: page_granule_diff [--ops N] [--seed S] [--all N] [--inject N] [--fs NAME]\n"
+	       "                         [--verbose]\n"
 	       "\n"
 	       "Make random calls in a process with a default granule of 64 KiB and in one\n"
 	       "without, and compare the results and the bytes after each. Run as root.\n"
@@ -919,6 +1072,8 @@ static void print_usage(void)
 	       "              was about (%lu)\n"
 	       "  --inject N  falsify the result of call number N in one of the processes, to\n"
 	       "              see that it is found\n"
+	       "  --fs NAME   with a file of ext4, \"ext4 in blocks of 1 KiB\", xfs, btrfs, tmpfs or\n"
+	       "              memfd, which odd seeds map shared; and not without files\n"
 	       "  --verbose   count the calls by kind\n"
 	       "  --help      this text\n", DEFAULT_OPS, DEFAULT_SEEDS, DEFAULT_ALL);
 }
@@ -930,6 +1085,7 @@ int main(int argc, char **argv)
 		{ "seed", required_argument, NULL, 's' },
 		{ "all", required_argument, NULL, 'a' },
 		{ "inject", required_argument, NULL, 'i' },
+		{ "fs", required_argument, NULL, 'f' },
 		{ "verbose", no_argument, NULL, 'v' },
 		{ "help", no_argument, NULL, 'h' },
 		{ }
@@ -937,7 +1093,7 @@ int main(int argc, char **argv)
 	unsigned long nr_ops = DEFAULT_OPS, first = 1, nr_seeds = DEFAULT_SEEDS, inject_at = 0, i;
 	struct granule_swaps swaps;
 	bool inject = false;
-	int opt;
+	int opt, fs = NO_FILES;
 
 	opterr = 0;
 	while ((opt = getopt_long(argc, argv, "", options, NULL)) != -1) {
@@ -959,6 +1115,11 @@ int main(int argc, char **argv)
 			if (!parse_number(optarg, UINT32_MAX, &inject_at))
 				return error("--inject takes the number of a call, from 0 on");
 			inject = true;
+			break;
+		case 'f':
+			fs = find_fs(optarg);
+			if (fs == NO_FILES)
+				return error("--fs takes the name of a file system: see --help");
 			break;
 		case 'v':
 			verbose = true;
@@ -987,10 +1148,18 @@ int main(int argc, char **argv)
 	if (shared == MAP_FAILED)
 		ksft_exit_fail_msg("no memory\n");
 
-	ksft_set_plan(2 + nr_seeds);
+	granule_fs_make();
+	if (fs != NO_FILES) {
+		ksft_set_plan(nr_seeds);
+		test_file(fs, first, nr_seeds, nr_ops);
+		ksft_finished();
+	}
+	ksft_set_plan(2 + nr_seeds + 2 * FS_SYSV);
 	test_detector(INJECT_RESULT, 1, "a wrong result");
 	test_detector(INJECT_BYTE, 4, "a wrong byte");
 	for (i = 0; i < nr_seeds; i++)
-		test_seed(first + i, nr_ops, inject, inject_at);
+		test_seed(NO_FILES, first + i, nr_ops, inject, inject_at);
+	for (fs = 0; fs < FS_SYSV; fs++)
+		test_file(fs, first, 2, nr_ops < DEFAULT_FILE_OPS ? nr_ops : DEFAULT_FILE_OPS);
 	ksft_finished();
 }

@@ -5,6 +5,7 @@
 #ifndef __PAGE_GRANULE_DIFF_H__
 #define __PAGE_GRANULE_DIFF_H__
 
+#include "page_granule_fs.h"
 #include "page_granule_util.h"
 
 /*
@@ -16,9 +17,15 @@
 #define HEAP_PAGES	64UL
 #define HEAP_ADDR	0x1800000000UL
 #define NR_PAGES	(ARENA_PAGES + HEAP_PAGES)
+/* Where a file is mapped for the second time, for a step */
+#define SECOND_ADDR	0x2000000000UL
+
+#define FILE_PAGES	ARENA_PAGES
+#define FILE_MAX_PAGES	(2 * FILE_PAGES)	/* it is cut when it is longer */
 
 #define DEFAULT_OPS	5000UL
 #define DEFAULT_SEEDS	4UL
+#define DEFAULT_FILE_OPS 1000UL	/* for each file system and way to map it */
 
 #define BATCH		128	/* steps a twin takes before they are compared */
 #define DEFAULT_ALL	16UL	/* after so many steps, all pages are compared */
@@ -59,7 +66,16 @@ enum op_kind {
 	OP_MEM_WRITE,
 	OP_MEM_READ,
 	OP_CHECK,
+	/* For files only */
+	OP_FILE_WRITE,
+	OP_FILE_READ,
+	OP_FILE_LENGTH,
+	OP_FILE_SPACE,
+	OP_FILE_SYNC,
+	OP_FILE_ADVISE,
+	OP_FILE_TWICE,
 	NR_OP_KINDS,
+	NR_MEMORY_KINDS = OP_FILE_WRITE,
 };
 
 static const struct {
@@ -95,6 +111,13 @@ static const struct {
 	[OP_MEM_WRITE]		= { "pwrite(2) to /proc/self/mem", 14 },
 	[OP_MEM_READ]		= { "pread(2) of /proc/self/mem", 10 },
 	[OP_CHECK]		= { "check", 12 },
+	[OP_FILE_WRITE]		= { "pwrite(2) to the file", 60 },
+	[OP_FILE_READ]		= { "pread(2) of the file", 30 },
+	[OP_FILE_LENGTH]	= { "ftruncate", 24 },
+	[OP_FILE_SPACE]		= { "fallocate", 30 },
+	[OP_FILE_SYNC]		= { "fsync", 20 },
+	[OP_FILE_ADVISE]	= { "posix_fadvise", 30 },
+	[OP_FILE_TWICE]		= { "mmap twice", 30 },
 };
 
 /* How OP_WRITE and OP_READ go about it. */
@@ -113,6 +136,7 @@ struct op {
 	unsigned int nr;	/* pages */
 	unsigned int to;	/* page that mremap moves to */
 	unsigned int to_nr;
+	unsigned int offset;	/* page of the file */
 	unsigned int skew;	/* bytes into the page at which it starts */
 	unsigned int trim;	/* bytes that are missing from the last page */
 	int prot;
@@ -128,7 +152,8 @@ struct op {
 #define PG_SHARED	0x010
 #define PG_START	0x020	/* first page of its VMA */
 #define PG_GUARD	0x040
-#define PG_SAME		0xffff007f	/* the bits that must be the same for twins */
+#define PG_FILE		0x800	/* mapped from the file */
+#define PG_SAME		0xffff087f	/* the bits that must be the same for twins */
 #define PG_POPULATED	0x080	/* present or in swap */
 #define PG_IN_CORE	0x100	/* says mincore() */
 #define PG_NOT_IN_CORE	0x200	/* says mincore(), and it is not in swap either */
@@ -161,9 +186,12 @@ enum inject {
 	INJECT_BYTE,
 };
 
+#define NO_FILES	-1
+
 /* A sequence of calls. */
 struct run {
 	uint64_t seed;
+	int fs;				/* enum granule_fs, or NO_FILES */
 	const unsigned int *list;	/* numbers of the calls, NULL: from 0 on */
 	unsigned long nr;
 	enum inject inject;
@@ -192,7 +220,7 @@ uint64_t mix(uint64_t x);
 unsigned int below(uint64_t *state, unsigned int limit);
 unsigned long page_addr(unsigned int page);
 unsigned int clamp_nr(unsigned int page, unsigned int nr);
-void make_op(uint64_t seed, unsigned long index, unsigned int kid, struct op *op);
+void make_op(const struct run *run, unsigned long index, unsigned int kid, struct op *op);
 char *op_addr(const struct op *op);
 size_t op_len(const struct op *op);
 

@@ -13,7 +13,9 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -40,6 +42,8 @@ static struct {
 	int maps;
 	int pagemap;
 	int mem;
+	struct granule_file file;
+	struct procmap_query mapped;	/* how a mapping of the file looks */
 	int zero;
 	int pipe[2];
 	int reply;			/* to the parent */
@@ -254,6 +258,68 @@ static void do_sys_access(const struct op *op)
 	}
 }
 
+/* Map memory, or a part of the file. */
+static void *map(const struct op *op, char *addr, int prot)
+{
+	const bool file = !(op->flags & MAP_ANONYMOUS);
+
+	return mmap(addr, op_len(op), prot, op->flags, file ? twin.file.fd : -1,
+		    file ? op->offset * BASE_SIZE : 0);
+}
+
+static size_t file_len(void)
+{
+	struct stat st;
+
+	if (fstat(twin.file.fd, &st))
+		_exit(EXIT_SETUP);
+	return st.st_size;
+}
+
+/*
+ * Behind the end of a file, its last page has what was written there until it is
+ * written back. So a file always ends with a page.
+ */
+static void do_file_access(const struct op *op)
+{
+	const off_t offset = op->offset * BASE_SIZE + op->skew;
+	size_t len = op_len(op);
+
+	if (op->kind == OP_FILE_READ) {
+		note_result(pread(twin.file.fd, bounce, len, offset));
+		if (twin.record->ret > 0)
+			add_value(read_bytes(bounce, twin.record->ret));
+		return;
+	}
+	if (offset + len > file_len())
+		len = op->nr * BASE_SIZE - op->skew;
+	fill_bytes(bounce, len, op->key);
+	note_result(pwrite(twin.file.fd, bounce, len, offset));
+}
+
+static void do_file_space(const struct op *op)
+{
+	note_result(fallocate(twin.file.fd, op->flags, op->offset * BASE_SIZE, op_len(op)));
+	if (file_len() > FILE_MAX_PAGES * BASE_SIZE)
+		add_value(ftruncate(twin.file.fd, FILE_PAGES * BASE_SIZE));
+}
+
+/* An untagged mapping beside the others */
+static void do_file_twice(const struct op *op)
+{
+	char *second = mmap((void *)SECOND_ADDR, op_len(op), op->prot,
+			    MAP_SHARED_VALIDATE | MAP_FIXED | MAP_GRANULE_4KB, twin.file.fd,
+			    op->offset * BASE_SIZE);
+
+	note_address(second);
+	if (second == MAP_FAILED)
+		return;
+	if (op->prot & PROT_WRITE)
+		add_value(try_touch(second, op->nr, true, op->key));
+	add_value(try_read(second, op_len(op)));
+	munmap(second, op_len(op));
+}
+
 /*
  * A hint in a free range is where the mapping goes. What goes elsewhere is not
  * compared.
@@ -263,7 +329,7 @@ static void do_mmap_hint(const struct op *op)
 	char *addr = op_addr(op) - op->skew;
 	void *ptr;
 
-	ptr = note_address(mmap(addr, op_len(op), op->prot, op->flags, -1, 0));
+	ptr = note_address(map(op, addr, op->prot));
 	if (ptr != MAP_FAILED && ptr != addr) {
 		munmap(ptr, op_len(op));
 		twin.record->ret = 0;
@@ -280,7 +346,7 @@ static void do_mmap_move(const struct op *op)
 	size_t len = op_len(op);
 	void *ptr;
 
-	ptr = mmap(NULL, len, PROT_NONE, op->flags, -1, 0);
+	ptr = map(op, NULL, PROT_NONE);
 	if (ptr == MAP_FAILED) {
 		note_address(ptr);
 		return;
@@ -389,7 +455,7 @@ static void run_op(const struct op *op)
 
 	switch (op->kind) {
 	case OP_MMAP:
-		note_address(mmap(addr, len, op->prot, op->flags, -1, 0));
+		note_address(map(op, addr, op->prot));
 		break;
 	case OP_MMAP_HINT:
 		do_mmap_hint(op);
@@ -463,6 +529,26 @@ static void run_op(const struct op *op)
 	case OP_MEM_READ:
 		do_sys_access(op);
 		break;
+	case OP_FILE_WRITE:
+	case OP_FILE_READ:
+		do_file_access(op);
+		break;
+	case OP_FILE_LENGTH:
+		note_result(ftruncate(twin.file.fd, op->offset * BASE_SIZE));
+		break;
+	case OP_FILE_SPACE:
+		do_file_space(op);
+		break;
+	case OP_FILE_SYNC:
+		note_result(fsync(twin.file.fd));
+		break;
+	case OP_FILE_ADVISE:
+		note_result(posix_fadvise(twin.file.fd, op->offset * BASE_SIZE, op_len(op),
+					  op->flags));
+		break;
+	case OP_FILE_TWICE:
+		do_file_twice(op);
+		break;
 	default:
 		break;
 	}
@@ -496,6 +582,13 @@ static uint64_t sum_page(unsigned int page, uint64_t key)
 	if (sigsetjmp(fault_env, 0))
 		return SUM_FAULT;
 	return add_words((const uint64_t *)page_addr(page), key | 1);
+}
+
+static bool is_file(const struct procmap_query *query)
+{
+	return query->inode == twin.mapped.inode &&
+	       query->dev_major == twin.mapped.dev_major &&
+	       query->dev_minor == twin.mapped.dev_minor;
 }
 
 static void look_at_vmas(unsigned int first, unsigned int end)
@@ -536,6 +629,8 @@ static void look_at_vmas(unsigned int first, unsigned int end)
 			twin.record->attr[page] = attr;
 			if (query.inode)
 				twin.record->attr[page] |= PG_OFFSET(offset);
+			if (query.inode && is_file(&query))
+				twin.record->attr[page] |= PG_FILE;
 			if (addr == query.vma_start)
 				twin.record->attr[page] |= PG_START;
 		}
@@ -561,7 +656,7 @@ static void look_at_page(unsigned int page, uint64_t entry, uint64_t key, enum s
 		return;
 	if (entry & PM_PRESENT || scope == LOOK_DEEP)
 		*sum = sum_page(page, key);
-	else if (*attr & (PG_SHARED | PG_POPULATED))
+	else if (*attr & (PG_SHARED | PG_FILE | PG_POPULATED))
 		return;
 	*attr |= PG_SUM;
 }
@@ -651,7 +746,7 @@ static void run_kid_ops(unsigned long index, unsigned int first, uint64_t *resul
 	struct op op;
 
 	for (i = 0; i < nr; i++) {
-		make_op(twin.run->seed, index, first + i, &op);
+		make_op(twin.run, index, first + i, &op);
 		clear_record(&kid_record);
 		run_op(&op);
 		twin.in_core = false;
@@ -794,6 +889,31 @@ static bool set_up_heap(uint64_t seed)
 	       !prctl(PR_SET_MM, PR_SET_MM_START_BRK, brk, 0, 0);
 }
 
+/* A file of its own, which has its contents on the disk, and is not cached. */
+static bool set_up_file(enum granule_fs fs)
+{
+	char *map;
+	size_t pos;
+
+	if (!granule_file_open(&twin.file, fs, FILE_PAGES * BASE_SIZE))
+		return false;
+	/* btrfs has another device in stat(). */
+	map = mmap(NULL, BASE_SIZE, PROT_READ, MAP_SHARED, twin.file.fd, 0);
+	twin.mapped = (struct procmap_query){
+		.size = sizeof(twin.mapped), .query_addr = (uintptr_t)map,
+	};
+	if (map == MAP_FAILED || ioctl(twin.maps, PROCMAP_QUERY, &twin.mapped) ||
+	    munmap(map, BASE_SIZE))
+		return false;
+	for (pos = 0; pos < FILE_PAGES * BASE_SIZE; pos += sizeof(bounce)) {
+		fill_bytes(bounce, sizeof(bounce), pos);
+		if (pwrite(twin.file.fd, bounce, sizeof(bounce), pos) != sizeof(bounce))
+			return false;
+	}
+	return !fsync(twin.file.fd) &&
+	       !posix_fadvise(twin.file.fd, 0, 0, POSIX_FADV_DONTNEED);
+}
+
 static void set_up_failed(const char *what)
 {
 	ksft_print_msg("%s: %s\n", what, strerror(errno));
@@ -819,6 +939,8 @@ static void set_up_twin(const struct run *run, enum twin which)
 		set_up_failed("/dev/zero");
 	if (pipe2(twin.pipe, O_NONBLOCK))
 		set_up_failed("pipe2");
+	if (run->fs != NO_FILES && !set_up_file(run->fs))
+		set_up_failed("cannot make a file");
 	if (!set_up_heap(run->seed))
 		set_up_failed("cannot set a heap up");
 	if (granule_set(PR_GRANULE_MMAP, which == TAGGED ? GRANULE_SIZE : BASE_SIZE))
@@ -858,7 +980,7 @@ void __noreturn run_twin(const struct run *run, enum twin which, int command, in
 
 		store(&shared->progress[which], i);
 		clear_record(&shared->records[which][i % BATCH]);
-		make_op(run->seed, run->list ? run->list[i] : i, 0, &op);
+		make_op(run, run->list ? run->list[i] : i, 0, &op);
 		run_op(&op);
 		for (kid = 0; last && kid < MAX_KIDS; kid++) {
 			if (twin.kids[kid].pid)

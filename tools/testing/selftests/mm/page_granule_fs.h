@@ -43,6 +43,7 @@ struct granule_file {
 void granule_fs_make(void);
 const char *granule_fs_missing(enum granule_fs fs);
 const char *granule_fs_dir(enum granule_fs fs);
+bool granule_fs_remount(enum granule_fs fs);
 const char *granule_fs_name(enum granule_fs fs);
 bool granule_file_open(struct granule_file *file, enum granule_fs fs, size_t len);
 void granule_file_close(struct granule_file *file);

@@ -540,6 +540,33 @@ static bool fsx_zero(struct fsx *fsx, bool punch)
 	return true;
 }
 
+/* Insert a hole, or take a part of the file out, where the filesystem can. */
+static bool fsx_shift(struct fsx *fsx, bool insert)
+{
+	char *at = fsx->copy + fsx->pos - fsx->pos % BASE_SIZE;
+	size_t rest;
+
+	fsx->pos -= fsx->pos % BASE_SIZE;
+	fsx->len += -fsx->len % BASE_SIZE;
+	if (insert ? fsx->pos >= fsx->size || fsx->size + fsx->len > FSX_LEN :
+	    fsx->pos + fsx->len >= fsx->size)
+		return true;
+	if (fallocate(fsx->file->fd, insert ? FALLOC_FL_INSERT_RANGE : FALLOC_FL_COLLAPSE_RANGE,
+		      fsx->pos, fsx->len))
+		return errno == EOPNOTSUPP;
+	rest = fsx->size - fsx->pos;
+	if (insert) {
+		memmove(at + fsx->len, at, rest);
+		memset(at, 0, fsx->len);
+		fsx->size += fsx->len;
+	} else {
+		memmove(at, at + fsx->len, rest - fsx->len);
+		fsx->size -= fsx->len;
+		memset(fsx->copy + fsx->size, 0, fsx->len);
+	}
+	return true;
+}
+
 static bool fsx_advise(struct fsx *fsx, int advice)
 {
 	const size_t first = fsx->pos / GRANULE_SIZE * GRANULE_SIZE;
@@ -566,7 +593,7 @@ static bool fsx_write_map(struct fsx *fsx, const char *data)
 static const char *const fsx_names[] = {
 	"pwrite", "write by the mapping", "pread", "read of the mapping", "truncate",
 	"hole", "zeroing", "MADV_COLLAPSE", "MADV_DONTNEED", "MADV_PAGEOUT", "msync",
-	"drop", "fsync",
+	"drop", "fsync", "collapse range", "insert range",
 };
 
 static bool fsx_operate(struct fsx *fsx, unsigned int kind)
@@ -599,15 +626,17 @@ static bool fsx_operate(struct fsx *fsx, unsigned int kind)
 		return !msync(fsx->map, FSX_LEN, MS_SYNC);
 	case 11:
 		return forget(fsx->file, fsx->map, FSX_LEN);
-	default:
+	case 12:
 		return !fsync(fsx->file->fd);
+	default:
+		return fsx_shift(fsx, kind == 14);
 	}
 }
 
 static bool fsx_run(struct fsx *fsx)
 {
-	const char *ops = getenv("GRANULE_FSX_OPS");
-	const unsigned int nr = ops ? atoi(ops) : FSX_OPS;
+	const char *seconds = getenv("GRANULE_FSX_SECONDS");
+	const double end = seconds ? granule_now() + atoi(seconds) : 0;
 
 	/* Begin with a hole that does not fit into memory. */
 	if (ftruncate(fsx->file->fd, FSX_LEN))
@@ -615,7 +644,7 @@ static bool fsx_run(struct fsx *fsx)
 	fsx->size = FSX_LEN;
 	if (!fsx_check(fsx, 0, FSX_LEN, true))
 		return false;
-	for (fsx->op = 0; fsx->op < nr; fsx->op++) {
+	for (fsx->op = 0; fsx->op < FSX_OPS || granule_now() < end; fsx->op++) {
 		unsigned int kind = next_random(&fsx->seed, ARRAY_SIZE(fsx_names));
 
 		/* Half of what is done reads or writes; half of it keeps to a page. */
@@ -640,8 +669,11 @@ static bool fsx_run(struct fsx *fsx)
 	       fsx_check(fsx, 0, FSX_LEN, false);
 }
 
-/* No order of operations makes a file differ from what was written to it. */
-TEST_F(page_granule_fsx, random_operations)
+/*
+ * No order of operations makes a file differ from what was written to it. It takes
+ * GRANULE_FSX_SECONDS, if that is in the environment.
+ */
+TEST_F_TIMEOUT(page_granule_fsx, random_operations, 1200)
 {
 	struct fsx fsx = { .file = &self->file, .shared = variant->shared };
 	unsigned int i;
