@@ -61,6 +61,7 @@
  * @memcg: The memory cgroup of the page cache, referenced, or NULL.
  * @others: Unmap pages that other processes map, too. The caller sets this.
  * @cached: One folio of the page cache holds it. It only has to be mapped.
+ * @anon: Its pages are private memory, also if they are copies of those of a file.
  */
 struct granule_target {
 	int nid;
