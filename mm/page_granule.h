@@ -14,12 +14,14 @@
  *   page_granule_alloc.c           folios for granules: where from, how much
  *                                  effort, whom to charge
  *   page_granule_fault.c           populate, copy-on-write, reuse, fork
+ *   page_granule_cow.c             private copies of granules of files
  *   page_granule_swap.c            swap-in of private memory; for shared
  *                                  memory, see shmem.c
  *   page_granule_shmem.c           faults on shared anonymous memory for which
  *                                  shmem.c has found only small folios
  *   page_granule_file.c            faults on files: readahead, conversion of
- *                                  small folios, and what is mapped at once
+ *                                  small folios, what is mapped at once, and
+ *                                  writes where a granule does not fit
  *   page_granule_migrate.c         move_pages() and mbind() of a part of a
  *                                  granule
  *   page_granule_events.c          counters and tracepoints; asks for repair
