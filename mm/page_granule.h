@@ -20,8 +20,8 @@
  *   page_granule_shmem.c           faults on shared anonymous memory for which
  *                                  shmem.c has found only small folios
  *   page_granule_file.c            faults on files: readahead, conversion of
- *                                  small folios, what is mapped at once, and
- *                                  writes where a granule does not fit
+ *                                  small folios, and what is mapped at once
+ *   page_granule_write.c           writes to files where a granule does not fit
  *   page_granule_migrate.c         move_pages() and mbind() of a part of a
  *                                  granule
  *   page_granule_events.c          counters and tracepoints; asks for repair
@@ -116,8 +116,8 @@ struct folio *page_granule_alloc_cache(gfp_t gfp,
 /* page_granule_fault.c */
 bool granule_wants_all(struct vm_fault *vmf, pte_t *pte);
 bool granule_behind_eof(struct vm_fault *vmf);
-int granule_part(struct vm_fault *vmf, struct folio *folio, struct page **page,
-		 unsigned long *addr);
+int granule_part(struct vm_fault *vmf, struct folio *folio, pgoff_t file_end,
+		 struct page **page, unsigned long *addr);
 vm_fault_t populate_granule_from_pages(struct vm_fault *vmf, struct folio *folio);
 void __page_granule_extend(struct vm_area_struct *vma, unsigned long addr,
 			   unsigned long end);
@@ -146,6 +146,9 @@ vm_fault_t cow_file_granule(struct vm_fault *vmf);
 bool granule_convert(struct vm_fault *vmf);
 vm_fault_t granule_fault_around(struct vm_fault *vmf);
 struct file *granule_sync_readahead(struct vm_fault *vmf);
+
+/* page_granule_write.c */
+bool granule_lacks_space(struct file *file, u64 need);
 vm_fault_t granule_page_mkwrite(struct vm_fault *vmf);
 
 /* page_granule_migrate.c */

@@ -61,6 +61,18 @@ static bool collapse_may_convert(struct vm_area_struct *vma, unsigned long addr)
 }
 
 /*
+ * Would a write split the folio again, for want of space? Then a file is converted
+ * only if somebody asks for it.
+ */
+static bool collapse_in_vain(struct vm_area_struct *vma)
+{
+	struct address_space *mapping = vma->vm_file->f_mapping;
+
+	return !shmem_mapping(mapping) && mapping_writably_mapped(mapping) &&
+	       granule_lacks_space(vma->vm_file, num_online_cpus() * PAGE_GRANULE_SIZE);
+}
+
+/*
  * Is the whole granule in the page cache, and on which node? The caller maps
  * @mapped of its pages. Returns 0, 1 if one folio holds it, or an error. Sets
  * the memory cgroup that it is charged to, with a reference. If that is more
@@ -369,7 +381,8 @@ int granule_collapse_cached(struct vm_area_struct *vma, unsigned long addr)
 	struct folio *folio;
 	int ret;
 
-	if (!vma_granule_folios(vma) || !collapse_may_convert(vma, addr))
+	if (!vma_granule_folios(vma) || !collapse_may_convert(vma, addr) ||
+	    collapse_in_vain(vma))
 		return -EINVAL;
 
 	ret = collapse_look_cache(mapping, index, 0, &target);
@@ -446,7 +459,8 @@ int granule_collapse_prepare_cache(struct vm_area_struct *vma, unsigned long add
 	if (state.special || !collapse_may_convert(vma, addr))
 		return -EINVAL;
 	/* Repair is for what is in use, and can be moved. */
-	if (!target->others && (!state.mapped || mapping_unevictable(mapping)))
+	if (!target->others && (!state.mapped || mapping_unevictable(mapping) ||
+				collapse_in_vain(vma)))
 		return -EINVAL;
 	ret = collapse_look_cache(mapping, linear_page_index(vma, addr),
 				  state.mapped, target);

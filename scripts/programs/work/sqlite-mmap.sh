@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# Transactions on a database that is mapped, each of which is written to the disk.
+# Transactions on a database that is read by a mapping, and written by write(2): each is on the
+# disk when it ends.
 set -eu
 {
 	echo "PRAGMA mmap_size = 268435456; PRAGMA synchronous = full;"

@@ -474,8 +474,8 @@ TEST_F(page_granule_cache, overlay)
 }
 
 /*
- * Assert that a write to a private mapping, which copies one page, neither counts
- * as a granule for which there was no folio, nor keeps repair busy.
+ * Assert that writes to a private mapping neither count as granules for which there
+ * was no folio, nor keep repair busy.
  */
 TEST_F(page_granule_cache, private_writes)
 {

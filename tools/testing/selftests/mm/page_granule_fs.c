@@ -27,6 +27,7 @@
 struct fs {
 	const char *type;
 	const char *mkfs;		/* a command that the device is added to */
+	const char *options;		/* for mount() */
 	size_t size;
 	char dir[64];
 	char missing[96];
@@ -39,13 +40,19 @@ struct fs {
 static char fs_root[sizeof(FS_DIR)];
 static pid_t fs_owner;
 
+/* Without the mount option, there are no limits. */
+#define QUOTA "-O quota -E quotatype=usrquota"
+
 static struct fs fs_table[FS_NR] = {
 	[FS_EXT4] = { .type = "ext4", .size = 96 * MIB,
 		.mkfs = "mkfs.ext4 -q -F -b 4096" },
 	[FS_EXT4_1K] = { .type = "ext4", .size = 96 * MIB,
-		.mkfs = "mkfs.ext4 -q -F -b 1024" },
-	[FS_XFS] = { .type = "xfs", .size = 320 * MIB, .mkfs = "mkfs.xfs -q -f" },
+		.mkfs = "mkfs.ext4 -q -F -b 1024 " QUOTA, .options = "usrquota" },
+	[FS_XFS] = { .type = "xfs", .size = 320 * MIB, .mkfs = "mkfs.xfs -q -f",
+		.options = "usrquota" },
 	[FS_BTRFS] = { .type = "btrfs", .size = 160 * MIB, .mkfs = "mkfs.btrfs -q -f" },
+	[FS_EXT4_NODELALLOC] = { .type = "ext4", .size = 96 * MIB,
+		.mkfs = "mkfs.ext4 -q -F -b 1024 " QUOTA, .options = "nodelalloc,usrquota" },
 	[FS_TMPFS] = { .type = "tmpfs" },
 };
 
@@ -139,8 +146,10 @@ static void make_one(struct fs *fs, const char *disk)
 	snprintf(path, sizeof(path), "/sys/block/%s/queue/read_ahead_kb",
 		 fs->dev + strlen("/dev/"));
 	set_read_ahead(path);
-	if (mount(fs->dev, fs->dir, fs->type, 0, NULL))
-		sprintf(fs->missing, "cannot mount %s: set its kernel option", fs->type);
+	if (mount(fs->dev, fs->dir, fs->type, 0, fs->options))
+		snprintf(fs->missing, sizeof(fs->missing),
+			 "cannot mount %s: set its option, CONFIG_QFMT_V2, CONFIG_XFS_QUOTA",
+			 fs->type);
 	set_read_ahead("/sys/class/bdi/btrfs-*/read_ahead_kb");
 }
 
@@ -149,7 +158,8 @@ bool granule_fs_remount(enum granule_fs fs)
 {
 	struct fs *this = fs_table + fs;
 
-	return !umount2(this->dir, 0) && !mount(this->dev, this->dir, this->type, 0, NULL);
+	return !umount2(this->dir, 0) &&
+	       !mount(this->dev, this->dir, this->type, 0, this->options);
 }
 
 static void unmake(void)
@@ -208,7 +218,8 @@ const char *granule_fs_dir(enum granule_fs fs)
 const char *granule_fs_name(enum granule_fs fs)
 {
 	static const char * const names[FS_NR] = {
-		"ext4", "ext4 in blocks of 1 KiB", "xfs", "btrfs", "tmpfs", "memfd", "SysV",
+		"ext4", "ext4 in blocks of 1 KiB", "xfs", "btrfs",
+		"ext4 in blocks of 1 KiB, without delayed allocation", "tmpfs", "memfd", "SysV",
 	};
 
 	return names[fs];

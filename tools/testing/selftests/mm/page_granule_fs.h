@@ -14,6 +14,7 @@ enum granule_fs {
 	FS_EXT4_1K,		/* in blocks of 1 KiB */
 	FS_XFS,
 	FS_BTRFS,
+	FS_EXT4_NODELALLOC,	/* the same, which allocates at the first write */
 	FS_TMPFS,
 	FS_MEMFD,
 	FS_SYSV,

@@ -28,6 +28,7 @@
 #define FILE_GRANULES	16UL
 #define FILE_LEN	(FILE_GRANULES * GRANULE_SIZE)
 #define FILE_PAGES	(FILE_LEN / BASE_SIZE)
+#define PM_FILE		BIT_ULL(61)	/* or shared memory */
 #define PUNCH		(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE)
 
 FIXTURE(page_granule_fsx)
@@ -455,6 +456,9 @@ struct fsx {
 	struct granule_file *file;
 	char *map;
 	char *copy;
+	char *private;			/* what private copies have to hold */
+	bool wrote[FSX_LEN / BASE_SIZE];	/* which pages have to be copies */
+	int pagemap;
 	char *noise;
 	char *buf;
 	size_t size;
@@ -462,6 +466,7 @@ struct fsx {
 	unsigned int seed;
 	unsigned int first_seed;
 	unsigned int op;
+	unsigned int copies;
 	const char *name;
 	size_t pos, len;
 };
@@ -476,16 +481,45 @@ static bool fsx_fail(struct fsx *fsx, const char *what, size_t at)
 	return false;
 }
 
-static bool fsx_compare(struct fsx *fsx, const char *got, size_t pos, size_t len,
-			const char *what)
+static bool fsx_compare(struct fsx *fsx, const char *got, const char *want, size_t pos,
+			size_t len, const char *what)
 {
 	size_t i;
 
-	if (!memcmp(got, fsx->copy + pos, len))
+	if (!memcmp(got, want + pos, len))
 		return true;
-	for (i = 0; got[i] == fsx->copy[pos + i]; i++)
+	for (i = 0; got[i] == want[pos + i]; i++)
 		;
 	return fsx_fail(fsx, what, pos + i);
+}
+
+/* Is the page at @pos of the mapping a private copy, be it swapped out or not? */
+static bool fsx_is_private(struct fsx *fsx, size_t pos)
+{
+	const uint64_t entry = pagemap_get_entry(fsx->pagemap, fsx->map + pos);
+
+	return (entry & (PM_PRESENT | PM_SWAP)) && !(entry & PM_FILE);
+}
+
+static bool fsx_compare_map(struct fsx *fsx, size_t pos, size_t len)
+{
+	const size_t end = pos + len;
+	size_t step;
+
+	if (fsx->shared)
+		return fsx_compare(fsx, fsx->map + pos, fsx->copy, pos, len, "mapping");
+	for (; pos < end; pos += step) {
+		step = BASE_SIZE - pos % BASE_SIZE;
+		if (step > end - pos)
+			step = end - pos;
+		if (fsx->wrote[pos / BASE_SIZE] && !fsx_is_private(fsx, pos))
+			return fsx_fail(fsx, "private copy lost", pos);
+		if (!fsx_compare(fsx, fsx->map + pos,
+				 fsx_is_private(fsx, pos) ? fsx->private : fsx->copy, pos, step,
+				 "private mapping"))
+			return false;
+	}
+	return true;
 }
 
 /* The mapping, or read(), shows what the copy has, and nothing behind it. */
@@ -499,11 +533,14 @@ static bool fsx_check(struct fsx *fsx, size_t pos, size_t len, bool by_map)
 		len = size - pos;
 	if (end < FSX_LEN && granule_try_access(fsx->map + end, NULL) != SIGBUS)
 		return fsx_fail(fsx, "no SIGBUS", end);
+	/* A private copy keeps what a page had behind a new end of the file. */
+	if (by_map && fsx->shared && !is_zero(fsx->map + size, end - size))
+		return fsx_fail(fsx, "not zero", size);
 	if (by_map)
-		return fsx_compare(fsx, fsx->map + pos, pos, len, "mapping");
+		return fsx_compare_map(fsx, pos, len);
 	if (pread(fsx->file->fd, fsx->buf, len, pos) != (ssize_t)len)
 		return fsx_fail(fsx, "short read", pos);
-	return fsx_compare(fsx, fsx->buf, pos, len, "read()");
+	return fsx_compare(fsx, fsx->buf, fsx->copy, pos, len, "read()");
 }
 
 static void fsx_put(struct fsx *fsx, const char *data)
@@ -511,6 +548,13 @@ static void fsx_put(struct fsx *fsx, const char *data)
 	memcpy(fsx->copy + fsx->pos, data, fsx->len);
 	if (fsx->pos + fsx->len > fsx->size)
 		fsx->size = fsx->pos + fsx->len;
+}
+
+/* What is unmapped from @pos on is no private copy any more. */
+static void fsx_forget_copies(struct fsx *fsx, size_t pos, size_t end)
+{
+	for (pos += -pos % BASE_SIZE; pos < end; pos += BASE_SIZE)
+		fsx->wrote[pos / BASE_SIZE] = false;
 }
 
 static bool fsx_resize(struct fsx *fsx)
@@ -522,6 +566,7 @@ static bool fsx_resize(struct fsx *fsx)
 		return false;
 	if (size < fsx->size)
 		memset(fsx->copy + size, 0, fsx->size - size);
+	fsx_forget_copies(fsx, size, FSX_LEN);
 	fsx->size = size;
 	return true;
 }
@@ -554,6 +599,7 @@ static bool fsx_shift(struct fsx *fsx, bool insert)
 	if (fallocate(fsx->file->fd, insert ? FALLOC_FL_INSERT_RANGE : FALLOC_FL_COLLAPSE_RANGE,
 		      fsx->pos, fsx->len))
 		return errno == EOPNOTSUPP;
+	fsx_forget_copies(fsx, fsx->pos, FSX_LEN);
 	rest = fsx->size - fsx->pos;
 	if (insert) {
 		memmove(at + fsx->len, at, rest);
@@ -573,18 +619,48 @@ static bool fsx_advise(struct fsx *fsx, int advice)
 	const size_t end = granule_round_up(fsx->pos + fsx->len);
 	int ret = madvise(fsx->map + first, end - first, advice);
 
+	if (advice == MADV_DONTNEED)
+		fsx_forget_copies(fsx, first, end);
+
 	/* What is in use, dirty, or not there does not become whole. */
 	return !ret || (advice == MADV_COLLAPSE &&
 			(errno == EAGAIN || errno == EINVAL || errno == ENOMEM ||
 			 errno == EBUSY));
 }
 
+/*
+ * Write by a private mapping. Pages of the granules that were not copied before have what
+ * the file has now.
+ */
+static bool fsx_write_private(struct fsx *fsx, const char *data)
+{
+	const size_t first = fsx->pos / GRANULE_SIZE * GRANULE_SIZE;
+	const size_t end = granule_round_up(fsx->pos + fsx->len);
+	bool was_private[FSX_OP_LEN / BASE_SIZE + 2 * GRANULE_NR_PAGES];
+	size_t pos;
+
+	for (pos = first; pos < end; pos += BASE_SIZE)
+		was_private[(pos - first) / BASE_SIZE] = fsx_is_private(fsx, pos);
+	memcpy(fsx->map + fsx->pos, data, fsx->len);
+	for (pos = first; pos < end; pos += BASE_SIZE) {
+		if (!was_private[(pos - first) / BASE_SIZE] && fsx_is_private(fsx, pos))
+			memcpy(fsx->private + pos, fsx->copy + pos, BASE_SIZE);
+	}
+	memcpy(fsx->private + fsx->pos, data, fsx->len);
+	for (pos = fsx->pos - fsx->pos % BASE_SIZE; pos < fsx->pos + fsx->len; pos += BASE_SIZE)
+		fsx->wrote[pos / BASE_SIZE] = true;
+	fsx->copies++;
+	return true;
+}
+
 static bool fsx_write_map(struct fsx *fsx, const char *data)
 {
-	if (fsx->pos >= fsx->size || !fsx->shared)
+	if (fsx->pos >= fsx->size)
 		return true;
 	if (fsx->len > fsx->size - fsx->pos)
 		fsx->len = fsx->size - fsx->pos;
+	if (!fsx->shared)
+		return fsx_write_private(fsx, data);
 	memcpy(fsx->map + fsx->pos, data, fsx->len);
 	fsx_put(fsx, data);
 	return true;
@@ -625,6 +701,7 @@ static bool fsx_operate(struct fsx *fsx, unsigned int kind)
 	case 10:
 		return !msync(fsx->map, FSX_LEN, MS_SYNC);
 	case 11:
+		fsx_forget_copies(fsx, 0, FSX_LEN);
 		return forget(fsx->file, fsx->map, FSX_LEN);
 	case 12:
 		return !fsync(fsx->file->fd);
@@ -665,6 +742,9 @@ static bool fsx_run(struct fsx *fsx)
 			return false;
 	}
 	fsx->name = "the end";
+	if (!fsx->shared && !fsx->copies)
+		return fsx_fail(fsx, "nothing was copied", 0);
+	fsx_forget_copies(fsx, 0, FSX_LEN);
 	return forget(fsx->file, fsx->map, FSX_LEN) && fsx_check(fsx, 0, FSX_LEN, true) &&
 	       fsx_check(fsx, 0, FSX_LEN, false);
 }
@@ -679,7 +759,7 @@ TEST_F_TIMEOUT(page_granule_fsx, random_operations, 1200)
 	unsigned int i;
 	pid_t pid;
 
-	if (fs_is_memory(variant->fs) && !granule_have_swap(NULL))
+	if ((fs_is_memory(variant->fs) || !variant->shared) && !granule_have_swap(NULL))
 		SKIP(return, GRANULE_SWAP_REMEDY);
 	if (granule_find_cgroup2(self->cg.root))
 		granule_cg_write(self->cg.root, "cgroup.subtree_control", "+memory");
@@ -691,7 +771,8 @@ TEST_F_TIMEOUT(page_granule_fsx, random_operations, 1200)
 	fsx.copy = shared_memory(FSX_LEN);
 	fsx.noise = shared_memory(3 * FSX_OP_LEN);
 	fsx.buf = shared_memory(FSX_LEN);
-	ASSERT_TRUE(fsx.copy && fsx.noise && fsx.buf);
+	fsx.private = shared_memory(FSX_LEN);
+	ASSERT_TRUE(fsx.copy && fsx.noise && fsx.buf && fsx.private);
 	granule_fill(fsx.noise, 3 * FSX_OP_LEN, SEED);
 	ASSERT_EQ(ftruncate(self->file.fd, 0), 0);
 	self->map = MAP_IT(FSX_LEN);
@@ -704,8 +785,10 @@ TEST_F_TIMEOUT(page_granule_fsx, random_operations, 1200)
 		next_random(&fsx.seed, 2);
 
 	pid = granule_cg_fork(&self->cg);
-	if (!pid)
+	if (!pid) {
+		fsx.pagemap = granule_open_pagemap();
 		_exit(!fsx_run(&fsx));
+	}
 	EXPECT_TRUE(granule_child_ends(pid)) TH_LOG("seed %u", fsx.first_seed);
 	/* Reclaim has acted. */
 	EXPECT_GT(granule_cg_read(self->cg.dir, "memory.events", "max"), 0);
@@ -777,7 +860,7 @@ TEST_F(page_granule_fsx, write_after_msync)
 	long faults;
 
 	if (!variant->shared)
-		return;
+		SKIP(return, "private copies are not written back");
 	self->map = MAP_IT(FILE_LEN);
 	ASSERT_NE(self->map, MAP_FAILED);
 	ASSERT_TRUE(write_anew(&self->file, self->buf, GRANULE_SIZE));

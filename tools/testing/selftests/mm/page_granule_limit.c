@@ -443,18 +443,30 @@ TEST_F_TIMEOUT(page_granule_limit_cgroup, no_more_for_copies, 60)
 
 #define TOUCH_LEN	(16 * MIB)
 
-/* Pages swapped out when a page of each granule is touched at the limit. */
-static long swapped_for_touches(struct granule_cg *cg, enum granule_kind kind)
+/* Memory, or if @memfd is not -1, a private mapping of it */
+static char *touch_area(enum granule_kind kind, int memfd)
+{
+	char *area;
+
+	if (memfd < 0)
+		return granule_area(kind, TOUCH_LEN, 0);
+	granule_set(PR_GRANULE_MMAP, kind == GRANULE_DEFAULT ? GRANULE_SIZE : BASE_SIZE);
+	area = mmap(NULL, TOUCH_LEN, PROT_RW, MAP_PRIVATE, memfd, 0);
+	return area == MAP_FAILED ? NULL : area;
+}
+
+/* Pages swapped out when a page of each granule is written to at the limit. */
+static long swapped_for_touches(struct granule_cg *cg, enum granule_kind kind, int memfd)
 {
 	long before = granule_cg_read(cg->dir, "memory.stat", "pswpout");
 	pid_t pid = granule_cg_fork(cg);
 
 	if (!pid) {
 		char *rest = granule_area(GRANULE_UNTAGGED, 8 * MIB, 0);
-		char *area = granule_area(kind, TOUCH_LEN, 0);
+		char *area = touch_area(kind, memfd);
 		size_t i;
 
-		if (!rest || !area)
+		if (!rest || !area || granule_kind_of(area) != kind)
 			_exit(1);
 		granule_touch(rest, 8 * MIB);
 		for (i = 0; i < TOUCH_LEN / GRANULE_SIZE; i++)
@@ -466,23 +478,44 @@ static long swapped_for_touches(struct granule_cg *cg, enum granule_kind kind)
 	return granule_cg_read(cg->dir, "memory.stat", "pswpout") - before;
 }
 
+static void no_more_for_touches(struct __test_metadata *_metadata, struct granule_cg *cg,
+				int memfd)
+{
+	long base, granule;
+
+	if (!granule_have_swap(NULL))
+		SKIP(return, GRANULE_SWAP_REMEDY);
+	ASSERT_EQ(granule_cg_write(cg->dir, "memory.swap.max", "max"), 0);
+	base = swapped_for_touches(cg, GRANULE_UNTAGGED, memfd);
+	granule = swapped_for_touches(cg, GRANULE_DEFAULT, memfd);
+	ksft_print_msg("swapped out for touches: %ld pages, untagged: %ld\n", granule, base);
+	EXPECT_GT(base, 0);
+	EXPECT_GE(granule, 0);
+	EXPECT_LE(granule, base + 2 * TOUCH_LEN / GRANULE_SIZE);
+}
+
 /*
  * Assert that the room that reclaim makes for one page is not used up by 15
  * others.
  */
 TEST_F_TIMEOUT(page_granule_limit_cgroup, no_more_for_touches, 60)
 {
-	long base, granule;
+	no_more_for_touches(_metadata, &self->cg, -1);
+}
 
-	if (!granule_have_swap(NULL))
-		SKIP(return, GRANULE_SWAP_REMEDY);
-	ASSERT_EQ(granule_cg_write(self->cg.dir, "memory.swap.max", "max"), 0);
-	base = swapped_for_touches(&self->cg, GRANULE_UNTAGGED);
-	granule = swapped_for_touches(&self->cg, GRANULE_DEFAULT);
-	ksft_print_msg("swapped out for touches: %ld pages, untagged: %ld\n", granule, base);
-	EXPECT_GT(base, 0);
-	EXPECT_GE(granule, 0);
-	EXPECT_LE(granule, base + 2 * TOUCH_LEN / GRANULE_SIZE);
+/* It is not used up either if 16 pages of a file can be copied at once. */
+TEST_F_TIMEOUT(page_granule_limit_cgroup, no_more_for_private_files, 60)
+{
+	int memfd = memfd_create("private", 0);
+	char *map;
+
+	ASSERT_EQ(ftruncate(memfd, TOUCH_LEN), 0);
+	map = mmap(NULL, TOUCH_LEN, PROT_RW, MAP_SHARED, memfd, 0);
+	ASSERT_NE(map, MAP_FAILED);
+	memset(map, 1, TOUCH_LEN);
+	munmap(map, TOUCH_LEN);
+	no_more_for_touches(_metadata, &self->cg, memfd);
+	close(memfd);
 }
 
 #define CACHE_LEN	(36 * MIB)

@@ -888,6 +888,62 @@ TEST_F(page_granule_special_file, process_vm)
 	granule_kill_idle(pid);
 }
 
+/* A file on JFFS2 in memory, whose mappings cannot be shared and written to; or -1 */
+static int unwritable_open(void)
+{
+	char dir[] = "/tmp/granule-jffs2-XXXXXX";
+	char name[64];
+	int fd = -1;
+
+	if (read_file("/sys/class/mtd/mtd0/name", name, sizeof(name)) <= 0 ||
+	    strcmp(name, "mtdram test device\n") || !mkdtemp(dir))
+		return -1;
+	if (!mount("mtd0", dir, "jffs2", 0, NULL)) {
+		char path[64];
+
+		snprintf(path, sizeof(path), "%s/file", dir);
+		fd = open(path, O_CREAT | O_RDWR, 0600);
+		unlink(path);
+		umount2(dir, MNT_DETACH);
+	}
+	rmdir(dir);
+	return fd;
+}
+
+/* Assert that a file that cannot be written by a mapping says so to mmap(), tagged or not. */
+TEST(page_granule_special_unwritable)
+{
+	struct granule_file file = { .fs = FS_EXT4, .shmid = -1, .len = LEN };
+	enum granule_kind kind;
+	char *map, *buf;
+
+	ASSERT_TRUE(granule_catch_faults());
+	file.fd = unwritable_open();
+	if (file.fd < 0)
+		SKIP(return, "no JFFS2 in memory: set CONFIG_JFFS2_FS=y, CONFIG_MTD_MTDRAM=y");
+	ASSERT_TRUE(granule_file_cache(&file, CACHE_SMALL));
+	buf = malloc(LEN);
+	ASSERT_NE(buf, NULL);
+	granule_fill(buf, LEN, FILE_SEED);
+	for (kind = GRANULE_UNTAGGED; kind <= GRANULE_CONTRACT; kind++) {
+		map = granule_file_map(&file, kind, true, NULL, LEN, PROT_RW, 0);
+		EXPECT_EQ(map, MAP_FAILED);
+		/* It has no large folios either, which a contract takes. */
+		EXPECT_EQ(errno, kind == GRANULE_CONTRACT ? EOPNOTSUPP : EINVAL);
+		if (kind == GRANULE_CONTRACT)
+			break;
+		map = granule_file_map(&file, kind, false, NULL, LEN, PROT_RW, 0);
+		ASSERT_NE(map, MAP_FAILED);
+		*byte_of(map, 1) ^= 1;
+		EXPECT_TRUE(granule_file_holds(&file, buf, LEN));
+		*byte_of(map, 1) ^= 1;
+		EXPECT_EQ(memcmp(map, buf, LEN), 0);
+		munmap(map, LEN);
+	}
+	free(buf);
+	close(file.fd);
+}
+
 int main(int argc, char **argv)
 {
 	if (argc == 2 && !strcmp(argv[1], CHECK_VDSO))

@@ -339,6 +339,11 @@ TEST_F_TIMEOUT(page_granule_swap, thrash, 180)
 	 */
 	ASSERT_EQ(granule_cg_write(self->cg.dir, "memory.max", "max"), 0);
 	EXPECT_EQ(mem_diff(&mem), NO_DIFF);
+	/*
+	 * A page that was read while its device still wrote it is in the swap cache,
+	 * and not exclusive. It is not moved before a write has made it so.
+	 */
+	mem_write_pages(&mem, 4);
 	EXPECT_EQ(mem_collapse(&mem), 0);
 	EXPECT_INTACT(&mem);
 	mem_write_pages(&mem, 5);

@@ -4,14 +4,14 @@
  *
  * The first write to a private granule copies all of it. A write to a shared
  * granule makes all of it writable, and so does the first one after it was
- * written back. Where only a page can be written to, a page is.
+ * written back.
  */
 #define _GNU_SOURCE
 #include "kselftest_harness.h"
 #include <asm-generic/mman.h> /* Force the import of the tools version. */
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/btrfs.h>
+#include <limits.h>
 #include <linux/fs.h>
 #include <pthread.h>
 #include <signal.h>
@@ -19,6 +19,8 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
+#include <sys/sendfile.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -32,6 +34,8 @@
 
 #define KPF_ANON	BIT_ULL(12)
 
+#define NO_DISK	"memory is not written back"
+
 FIXTURE(page_granule_write)
 {
 	struct granule_file file;
@@ -39,7 +43,6 @@ FIXTURE(page_granule_write)
 	char *map;
 	char *buf;			/* what the file holds */
 	int pagemap;
-	int filler;
 };
 
 FIXTURE_VARIANT(page_granule_write)
@@ -62,6 +65,7 @@ ADD_FS(ext4, FS_EXT4);
 ADD_FS(ext4_1k, FS_EXT4_1K);
 ADD_FS(xfs, FS_XFS);
 ADD_FS(btrfs, FS_BTRFS);
+ADD_FS(ext4_nodelalloc, FS_EXT4_NODELALLOC);
 ADD_FS(tmpfs, FS_TMPFS);
 ADD_FS(memfd, FS_MEMFD);
 
@@ -71,12 +75,12 @@ FIXTURE_SETUP(page_granule_write)
 
 	self->file.fd = -1;
 	self->file.shmid = -1;
-	self->filler = -1;
 	if (missing)
 		SKIP(return, "%s", missing);
 	self->pagemap = granule_open_pagemap();
 	ASSERT_GE(self->pagemap, 0);
 	ASSERT_TRUE(granule_catch_faults());
+	ASSERT_TRUE(granule_repair(false));
 	ASSERT_TRUE(granule_file_open(&self->file, variant->fs, FILE_LEN));
 	self->buf = malloc(FILE_LEN);
 	ASSERT_NE(self->buf, NULL);
@@ -88,8 +92,6 @@ FIXTURE_TEARDOWN(page_granule_write)
 	EXPECT_TRUE(granule_invariants_hold());
 	granule_fail_restore(&self->fail);
 	granule_file_close(&self->file);
-	if (self->filler >= 0)
-		close(self->filler);
 }
 
 #define MAP_IT(_shared, _prot) \
@@ -230,14 +232,18 @@ TEST_F(page_granule_write, private_copy_by_threads)
 	struct copier copiers[4];
 	pthread_barrier_t barrier;
 	pthread_t threads[4];
-	int round;
+	unsigned long copies;
 	unsigned int i;
+	int round;
 
+	for (i = 0; i < FILE_GRANULES * ARRAY_SIZE(threads); i++)
+		page_at(self->buf, 4 * i)[100] ^= 0x55;
 	ASSERT_EQ(pthread_barrier_init(&barrier, NULL, ARRAY_SIZE(threads)), 0);
 	for (round = 0; round < 8; round++) {
 		ASSERT_TRUE(granule_file_cache(&self->file, CACHE_SMALL));
 		self->map = MAP_IT(false, PROT_RW);
 		ASSERT_NE(self->map, MAP_FAILED);
+		copies = granule_vmstat("granule_cow");
 		for (i = 0; i < ARRAY_SIZE(threads); i++) {
 			copiers[i] = (struct copier) {
 				.map = self->map, .nr = 4 * i, .barrier = &barrier,
@@ -247,6 +253,8 @@ TEST_F(page_granule_write, private_copy_by_threads)
 		for (i = 0; i < ARRAY_SIZE(threads); i++)
 			pthread_join(threads[i], NULL);
 		EXPECT_EQ(copied(self->pagemap, self->map), FILE_GRANULES);
+		EXPECT_EQ(granule_vmstat("granule_cow") - copies, FILE_GRANULES);
+		EXPECT_TRUE(only_map_changed(&self->file, self->map, self->buf));
 		ASSERT_EQ(munmap(self->map, FILE_LEN), 0);
 	}
 	pthread_barrier_destroy(&barrier);
@@ -257,12 +265,12 @@ TEST_F(page_granule_write, private_copy_in_part)
 {
 	unsigned long i;
 
+	if (variant->kind == GRANULE_CONTRACT)
+		SKIP(return, "a contract gives no single page back");
 	ASSERT_TRUE(granule_file_cache(&self->file, CACHE_LARGE));
 	self->map = MAP_IT(false, PROT_RW);
 	ASSERT_NE(self->map, MAP_FAILED);
 	write_bytes(self->map, self->buf);
-	if (variant->kind == GRANULE_CONTRACT)
-		return;
 	for (i = 0; i < FILE_GRANULES; i++)
 		ASSERT_TRUE(granule_give_back(self->map + i * GRANULE_SIZE, 15, 1));
 	/* The page holds what the file does, and a write copies no other page. */
@@ -357,7 +365,7 @@ TEST_F(page_granule_write, private_copy_repaired)
 	*byte_at(self->buf, 3) ^= 1;
 	*byte_at(self->map, 3) = *byte_at(self->buf, 3);
 	granule_fail_order4(false);
-	EXPECT_LT(granule_until_whole(self->pagemap, self->map + 3 * GRANULE_SIZE, 10), 10);
+	EXPECT_GE(granule_until_whole(self->pagemap, self->map + 3 * GRANULE_SIZE, 10), 0);
 	EXPECT_EQ(copied(self->pagemap, self->map), 1);
 	EXPECT_TRUE(only_map_changed(&self->file, self->map, self->buf));
 }
@@ -376,6 +384,7 @@ TEST_F(page_granule_write, private_copy_lasts)
 	EXPECT_EQ(copied(self->pagemap, self->map), FILE_GRANULES);
 
 	pid = fork();
+	ASSERT_GE(pid, 0);
 	if (!pid) {
 		int pagemap = granule_open_pagemap();
 
@@ -389,22 +398,47 @@ TEST_F(page_granule_write, private_copy_lasts)
 	EXPECT_TRUE(only_map_changed(&self->file, self->map, self->buf));
 }
 
-/* After a granule was written back, the first write makes all of it writable. */
+/* TLB flushes of all CPUs, or 0 if nobody counts them */
+static unsigned long flushes(void)
+{
+	static const char * const names[] = {
+		"nr_tlb_flush_range", "nr_tlb_flush_mm",
+#ifdef __x86_64__
+		"nr_tlb_flush_batch",
+#endif
+	};
+	unsigned long sum = 0;
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(names); i++) {
+		if (granule_vmstat(names[i]) != ULONG_MAX)
+			sum += granule_vmstat(names[i]);
+	}
+	return sum;
+}
+
+/*
+ * After a granule was written back, the first write makes all of it writable. Both take
+ * one flush at most, and a few are somebody else's.
+ */
 TEST_F(page_granule_write, written_back)
 {
-	unsigned long i, page;
+	unsigned long i, page, flushed;
 	long faults;
 
 	if (fs_is_memory(variant->fs))
-		return;
+		SKIP(return, NO_DISK);
 	ASSERT_TRUE(granule_file_cache(&self->file, CACHE_LARGE));
 	self->map = MAP_IT(true, PROT_RW);
 	ASSERT_NE(self->map, MAP_FAILED);
 	write_bytes(self->map, self->buf);
 	EXPECT_EQ(granule_count(self->pagemap, self->map, FILE_LEN, GRANULE_WHOLE),
 		  FILE_GRANULES);
+	flushed = flushes();
 	ASSERT_EQ(msync(self->map, FILE_LEN, MS_SYNC), 0);
+	EXPECT_LE(flushes() - flushed, 2 * FILE_GRANULES);
 
+	flushed = flushes();
 	faults = granule_faults();
 	for (i = 0; i < FILE_GRANULES; i++) {
 		for (page = 0; page < GRANULE_NR_PAGES; page++) {
@@ -413,6 +447,7 @@ TEST_F(page_granule_write, written_back)
 		}
 	}
 	EXPECT_LE(granule_faults() - faults, (long)FILE_GRANULES + FAULT_SLACK);
+	EXPECT_LE(flushes() - flushed, 2 * FILE_GRANULES);
 	EXPECT_EQ(granule_count(self->pagemap, self->map, FILE_LEN, GRANULE_WHOLE),
 		  FILE_GRANULES);
 	ASSERT_EQ(msync(self->map, FILE_LEN, MS_SYNC), 0);
@@ -440,11 +475,12 @@ static bool write_and_look(struct granule_file *file, char *map, char *buf)
  */
 TEST_F(page_granule_write, fragmented)
 {
-	const size_t block = variant->fs == FS_EXT4_1K ? 1024 : BASE_SIZE;
+	const size_t block = variant->fs == FS_EXT4_1K || variant->fs == FS_EXT4_NODELALLOC ?
+			     1024 : BASE_SIZE;
 	size_t pos;
 
 	if (fs_is_memory(variant->fs) || variant->fs == FS_BTRFS)
-		return;
+		SKIP(return, "there are no blocks that stay where they are");
 	ASSERT_TRUE(granule_file_cache(&self->file, CACHE_LARGE));
 	for (pos = 0; pos < FILE_LEN; pos += 2 * block) {
 		ASSERT_EQ(fallocate(self->file.fd,
@@ -465,7 +501,7 @@ TEST_F(page_granule_write, compressed)
 	int flags = FS_COMPR_FL, i;
 
 	if (variant->fs != FS_BTRFS)
-		return;
+		SKIP(return, "only btrfs compresses");
 	ASSERT_EQ(ioctl(self->file.fd, FS_IOC_SETFLAGS, &flags), 0);
 	memset(self->buf, 0x42, FILE_LEN);
 	for (i = 0; i < 2; i++) {
@@ -493,7 +529,7 @@ TEST_F(page_granule_write, cloned)
 	char *was;
 
 	if (variant->fs != FS_XFS && variant->fs != FS_BTRFS)
-		return;
+		SKIP(return, "files do not share blocks");
 	ASSERT_TRUE(granule_file_cache(&self->file, CACHE_LARGE));
 	ASSERT_TRUE(granule_file_open(&clone, variant->fs, FILE_LEN));
 	ASSERT_EQ(ioctl(clone.fd, FICLONE, self->file.fd), 0);
@@ -505,168 +541,16 @@ TEST_F(page_granule_write, cloned)
 	force_read_pages(self->map, FILE_LEN / BASE_SIZE, BASE_SIZE);
 	EXPECT_TRUE(write_and_look(&self->file, self->map, self->buf));
 	EXPECT_TRUE(granule_file_holds(&clone, was, FILE_LEN));
+
+	/* The other way round, the mapping changes with the file. */
+	force_read_pages(self->map, FILE_LEN / BASE_SIZE, BASE_SIZE);
+	ASSERT_EQ(ioctl(self->file.fd, FICLONE, clone.fd), 0);
+	EXPECT_EQ(memcmp(self->map, was, FILE_LEN), 0);
+	memcpy(self->buf, was, FILE_LEN);
+	EXPECT_TRUE(write_and_look(&self->file, self->map, self->buf));
+	EXPECT_TRUE(granule_file_holds(&clone, was, FILE_LEN));
 	free(was);
 	granule_file_close(&clone);
-}
-
-/* Fill the file system of @dir by the file @fd, and free @nr pages again. */
-static bool fill_up(int dir, int fd, unsigned long nr)
-{
-	size_t step;
-	off_t pos = 0;
-
-	for (step = 16 * MIB; step >= BASE_SIZE; step /= 2) {
-		/* What was freed is there after a commit only. */
-		if (syncfs(dir))
-			return false;
-		while (!fallocate(fd, 0, pos, step))
-			pos += step;
-	}
-	return !nr || (!fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
-				  nr * BASE_SIZE) && !syncfs(dir));
-}
-
-/*
- * Allow the file system of @dir, a btrfs without much in it, about @nr pages beside
- * what it needs for itself, or with 0 any number.
- */
-static bool set_quota(int dir, unsigned long nr)
-{
-	struct btrfs_ioctl_quota_ctl_args ctl = {
-		.cmd = nr ? BTRFS_QUOTA_CTL_ENABLE : BTRFS_QUOTA_CTL_DISABLE,
-	};
-	struct btrfs_ioctl_qgroup_limit_args limit = {
-		.lim.flags = BTRFS_QGROUP_LIMIT_MAX_RFER,
-	};
-
-	if (ioctl(dir, BTRFS_IOC_QUOTA_CTL, &ctl))
-		return false;
-	if (!nr)
-		return true;
-	if (ioctl(dir, BTRFS_IOC_QUOTA_RESCAN_WAIT) || syncfs(dir))
-		return false;
-	limit.lim.max_rfer = (12 + nr) * BASE_SIZE;
-	return !ioctl(dir, BTRFS_IOC_QGROUP_LIMIT, &limit);
-}
-
-/* Leave space for @nr pages, but for btrfs, which needs some for itself. */
-static bool leave_space(enum granule_fs fs, int dir, int filler, unsigned long nr)
-{
-	if (fs == FS_BTRFS)
-		return set_quota(dir, nr);
-	return fill_up(dir, filler, nr);
-}
-
-/*
- * Write to the pages of the first granule in a process of its own: the first or
- * the last of its share first. Count what works before the first that fails.
- */
-static void write_share(char *map, unsigned int nr, unsigned int share, bool last_first,
-			unsigned long *written)
-{
-	unsigned long i, page;
-
-	__atomic_fetch_add(written + 2, 1, __ATOMIC_RELAXED);
-	while (__atomic_load_n(written + 2, __ATOMIC_RELAXED) % nr)
-		sched_yield();
-	for (i = share; i < GRANULE_NR_PAGES; i += nr) {
-		page = last_first ? GRANULE_NR_PAGES - 1 - i : i;
-		if (granule_try_access(page_at(map, page), "x"))
-			break;
-		__atomic_fetch_add(written, 1, __ATOMIC_RELAXED);
-	}
-	_exit(0);
-}
-
-/*
- * Where the file system has no space for the blocks of a granule, a page can be
- * written to as long as there is space for it. An untagged mapping says what
- * is possible.
- */
-static void no_space(struct __test_metadata *_metadata,
-		     FIXTURE_DATA(page_granule_write) * self,
-		     const FIXTURE_VARIANT(page_granule_write) * variant,
-		     unsigned int processes, bool last_first)
-{
-	unsigned long page, there, *written;
-	unsigned int i;
-	int tagged, dir;
-	char *map;
-
-	/* btrfs counts what each writer reserves for itself for a moment. */
-	if (fs_is_memory(variant->fs) || (variant->fs == FS_BTRFS && processes > 1))
-		return;
-	written = mmap(NULL, BASE_SIZE, PROT_RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	ASSERT_NE(written, MAP_FAILED);
-	dir = open(granule_fs_dir(variant->fs), O_RDONLY);
-	self->filler = open(granule_fs_dir(variant->fs), O_TMPFILE | O_RDWR, 0600);
-	ASSERT_GE(self->filler, 0);
-	for (tagged = 0; tagged < 2; tagged++) {
-		ASSERT_EQ(ftruncate(self->filler, 0), 0);
-		ASSERT_EQ(ftruncate(self->file.fd, 0), 0);
-		ASSERT_EQ(ftruncate(self->file.fd, FILE_LEN), 0);
-		ASSERT_EQ(syncfs(dir), 0);
-		ASSERT_TRUE(leave_space(variant->fs, dir, self->filler, 8));
-		map = tagged ? MAP_IT(true, PROT_RW) :
-		      granule_file_map(&self->file, GRANULE_UNTAGGED, true, NULL, FILE_LEN,
-				       PROT_RW, 0);
-		ASSERT_NE(map, MAP_FAILED);
-		for (i = 0; i < processes; i++) {
-			if (!fork())
-				write_share(map, processes, i, last_first, written + tagged);
-		}
-		while (wait(NULL) > 0)
-			;
-		for (page = 0, there = 0; page < GRANULE_NR_PAGES; page++)
-			there += *page_at(map, page) == 'x';
-		EXPECT_EQ(there, written[tagged]);
-		EXPECT_EQ(fsync(self->file.fd), 0);
-		munmap(map, FILE_LEN);
-		if (variant->fs == FS_BTRFS)
-			EXPECT_TRUE(set_quota(dir, 0));
-	}
-	ksft_print_msg("%lu pages, %lu of a granule\n", written[0], written[1]);
-	EXPECT_GT(written[0], 0);
-	/* A page that fails has kept smaller blocks, which another may need. */
-	EXPECT_GE(written[1] + (variant->fs == FS_EXT4_1K && processes > 1), written[0]);
-	close(dir);
-}
-
-TEST_F(page_granule_write, no_space)
-{
-	no_space(_metadata, self, variant, 1, false);
-}
-
-TEST_F(page_granule_write, no_space_from_end)
-{
-	no_space(_metadata, self, variant, 1, true);
-}
-
-TEST_F(page_granule_write, no_space_for_four)
-{
-	no_space(_metadata, self, variant, 4, false);
-}
-
-/* Granules whose blocks are there need no space, and stay whole without any. */
-TEST_F(page_granule_write, no_space_needed)
-{
-	int dir;
-
-	if (variant->fs != FS_EXT4 && variant->fs != FS_EXT4_1K && variant->fs != FS_XFS)
-		return;
-	dir = open(granule_fs_dir(variant->fs), O_RDONLY);
-	self->filler = open(granule_fs_dir(variant->fs), O_TMPFILE | O_RDWR, 0600);
-	ASSERT_GE(self->filler, 0);
-	ASSERT_TRUE(granule_file_cache(&self->file, CACHE_LARGE));
-	ASSERT_TRUE(fill_up(dir, self->filler, 0));
-	self->map = MAP_IT(true, PROT_RW);
-	ASSERT_NE(self->map, MAP_FAILED);
-	EXPECT_LE(write_bytes(self->map, self->buf), (long)FILE_GRANULES + FAULT_SLACK);
-	EXPECT_EQ(granule_count(self->pagemap, self->map, FILE_LEN, GRANULE_WHOLE),
-		  FILE_GRANULES);
-	EXPECT_EQ(fsync(self->file.fd), 0);
-	EXPECT_TRUE(granule_file_holds(&self->file, self->buf, FILE_LEN));
-	close(dir);
 }
 
 /* What a thread reads of a private mapping never is older than before. */
@@ -709,6 +593,7 @@ TEST_F(page_granule_write, private_copy_not_older)
 	ASSERT_NE(shared, MAP_FAILED);
 	ASSERT_EQ(pwrite(self->file.fd, &val, sizeof(val), 9 * BASE_SIZE), sizeof(val));
 	writer = fork();
+	ASSERT_GE(writer, 0);
 	if (!writer) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		for (;;) {
@@ -731,6 +616,253 @@ TEST_F(page_granule_write, private_copy_not_older)
 	waitpid(writer, NULL, 0);
 	EXPECT_GT(reader.reads, 0);
 	EXPECT_EQ(reader.older, 0);
+}
+
+/* Other ways to read a file show what was written by the mapping. */
+TEST_F(page_granule_write, sent_and_copied)
+{
+	struct granule_file copy;
+	off_t from = 0, to = 0;
+	int memfd;
+
+	ASSERT_TRUE(granule_file_cache(&self->file, CACHE_LARGE));
+	ASSERT_TRUE(granule_file_open(&copy, variant->fs, 0));
+	memfd = memfd_create("sent", 0);
+	ASSERT_GE(memfd, 0);
+	self->map = MAP_IT(true, PROT_RW);
+	ASSERT_NE(self->map, MAP_FAILED);
+	write_bytes(self->map, self->buf);
+	while (from < (off_t)FILE_LEN)
+		ASSERT_GT(sendfile(memfd, self->file.fd, &from, FILE_LEN - from), 0);
+	for (from = 0; from < (off_t)FILE_LEN;)
+		ASSERT_GT(copy_file_range(self->file.fd, &from, copy.fd, &to, FILE_LEN - from, 0),
+			  0);
+	EXPECT_TRUE(granule_file_holds(&copy, self->buf, FILE_LEN));
+	granule_file_close(&copy);
+	copy.fd = memfd;
+	EXPECT_TRUE(granule_file_holds(&copy, self->buf, FILE_LEN));
+
+	/* What arrives in the file is in the mapping, too. */
+	granule_fill(self->buf, FILE_LEN, SEED);
+	ASSERT_EQ(pwrite(memfd, self->buf, FILE_LEN, 0), (ssize_t)FILE_LEN);
+	from = 0;
+	while (from < (off_t)FILE_LEN)
+		ASSERT_GT(sendfile(self->file.fd, memfd, &from, FILE_LEN - from), 0);
+	EXPECT_EQ(memcmp(self->map, self->buf, FILE_LEN), 0);
+	close(memfd);
+
+	ASSERT_TRUE(granule_file_open(&copy, variant->fs, FILE_LEN));
+	granule_fill(self->buf, FILE_LEN, SEED + 1);
+	ASSERT_EQ(pwrite(copy.fd, self->buf, FILE_LEN, 0), (ssize_t)FILE_LEN);
+	for (from = to = 0; from < (off_t)FILE_LEN;)
+		ASSERT_GT(copy_file_range(copy.fd, &from, self->file.fd, &to, FILE_LEN - from, 0),
+			  0);
+	EXPECT_EQ(memcmp(self->map, self->buf, FILE_LEN), 0);
+	write_bytes(self->map, self->buf);
+	EXPECT_TRUE(granule_file_holds(&self->file, self->buf, FILE_LEN));
+	granule_file_close(&copy);
+}
+
+/* Should this process die, nobody else would thaw the file system. */
+static pid_t thaw_later(int dir)
+{
+	pid_t pid = fork();
+
+	if (pid)
+		return pid;
+	sleep(5);
+	ioctl(dir, FITHAW, 0);
+	_exit(0);
+}
+
+/* A write to a frozen file system waits until it is thawed, and is not lost. */
+TEST_F(page_granule_write, frozen)
+{
+	bool *writes = mmap(NULL, BASE_SIZE, PROT_RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	pid_t pid, guard;
+	int dir;
+
+	if (fs_is_memory(variant->fs))
+		SKIP(return, NO_DISK);
+	ASSERT_NE(writes, MAP_FAILED);
+	ASSERT_TRUE(granule_file_cache(&self->file, CACHE_LARGE));
+	self->map = MAP_IT(true, PROT_RW);
+	ASSERT_NE(self->map, MAP_FAILED);
+	write_bytes(self->map, self->buf);
+	dir = open(granule_fs_dir(variant->fs), O_RDONLY);
+	guard = thaw_later(dir);
+	ASSERT_GT(guard, 0);
+	ASSERT_EQ(ioctl(dir, FIFREEZE, 0), 0);
+	pid = fork();
+	if (!pid) {
+		__atomic_store_n(writes, true, __ATOMIC_RELAXED);
+		write_bytes(self->map, self->buf);
+		_exit(0);
+	}
+	while (pid > 0 && !__atomic_load_n(writes, __ATOMIC_RELAXED))
+		usleep(1000);
+	usleep(20 * 1000);
+	EXPECT_EQ(waitpid(pid, NULL, WNOHANG), 0);
+	EXPECT_EQ(memcmp(self->map, self->buf, FILE_LEN), 0);
+	EXPECT_EQ(ioctl(dir, FITHAW, 0), 0);
+	kill(guard, SIGKILL);
+	waitpid(guard, NULL, 0);
+	ASSERT_GT(pid, 0);
+	EXPECT_TRUE(granule_child_ends(pid));
+	EXPECT_EQ(granule_count(self->pagemap, self->map, FILE_LEN, GRANULE_WHOLE),
+		  FILE_GRANULES);
+	/* The child has changed the bytes in its own memory only. */
+	write_bytes(self->buf, self->buf);
+	ASSERT_EQ(fsync(self->file.fd), 0);
+	ASSERT_EQ(madvise(self->map, FILE_LEN, MADV_DONTNEED), 0);
+	ASSERT_EQ(posix_fadvise(self->file.fd, 0, 0, POSIX_FADV_DONTNEED), 0);
+	EXPECT_TRUE(granule_file_holds(&self->file, self->buf, FILE_LEN));
+	EXPECT_EQ(memcmp(self->map, self->buf, FILE_LEN), 0);
+	munmap(writes, BASE_SIZE);
+	close(dir);
+}
+
+/* Make a file grow when told, after a while */
+struct grower {
+	int fd;
+	double delay;			/* in seconds */
+	pthread_barrier_t *barrier;
+};
+
+static void *grow(void *arg)
+{
+	struct grower *grower = arg;
+	double start;
+
+	pthread_barrier_wait(grower->barrier);
+	start = granule_now();
+	while (granule_now() - start < grower->delay)
+		;
+	return (void *)(long)ftruncate(grower->fd, FILE_LEN);
+}
+
+/*
+ * A file ends in the midst of a folio, since a pipe holds its pages. It grows while a
+ * page of the folio is written to. What is written behind the old end is not lost.
+ */
+TEST_F(page_granule_write, grown_meanwhile)
+{
+	const size_t old = GRANULE_SIZE / 2, pos = GRANULE_SIZE - BASE_SIZE;
+	pthread_barrier_t barrier;
+	struct grower grower = { .fd = self->file.fd, .barrier = &barrier };
+	struct iovec iov = { .iov_len = BASE_SIZE };
+	unsigned int round, lost = 0;
+	pthread_t thread;
+	char *pinned;
+	int fds[2];
+
+	if (fs_is_memory(variant->fs))
+		SKIP(return, NO_DISK);
+	pinned = granule_file_map(&self->file, GRANULE_UNTAGGED, true, NULL, FILE_LEN,
+				  PROT_READ, 0);
+	ASSERT_NE(pinned, MAP_FAILED);
+	iov.iov_base = pinned;
+	ASSERT_EQ(pthread_barrier_init(&barrier, NULL, 2), 0);
+	for (round = 0; round < 100; round++) {
+		ASSERT_EQ(ftruncate(self->file.fd, 0), 0);
+		ASSERT_EQ(pwrite(self->file.fd, self->buf, GRANULE_SIZE, 0),
+			  (ssize_t)GRANULE_SIZE);
+		ASSERT_EQ(pipe(fds), 0);
+		ASSERT_EQ(vmsplice(fds[1], &iov, 1, 0), (ssize_t)BASE_SIZE);
+		ASSERT_EQ(ftruncate(self->file.fd, old), 0);
+		self->map = MAP_IT(true, PROT_RW);
+		ASSERT_NE(self->map, MAP_FAILED);
+		grower.delay = round * 20e-6;
+		ASSERT_EQ(pthread_create(&thread, NULL, grow, &grower), 0);
+		pthread_barrier_wait(&barrier);
+		self->map[0] = 'x';
+		pthread_join(thread, NULL);
+		self->map[pos] = 'x';
+		close(fds[0]);
+		close(fds[1]);
+		ASSERT_EQ(fsync(self->file.fd), 0);
+		ASSERT_EQ(madvise(self->map, GRANULE_SIZE, MADV_DONTNEED), 0);
+		ASSERT_EQ(madvise(pinned, GRANULE_SIZE, MADV_DONTNEED), 0);
+		ASSERT_EQ(posix_fadvise(self->file.fd, 0, 0, POSIX_FADV_DONTNEED), 0);
+		/* What has no block is lost as soon as the page cache drops it. */
+		lost += self->map[pos] != 'x' ||
+			lseek(self->file.fd, pos, SEEK_DATA) != (off_t)pos;
+		munmap(self->map, FILE_LEN);
+	}
+	EXPECT_EQ(lost, 0) TH_LOG("%u of %u", lost, round);
+	pthread_barrier_destroy(&barrier);
+	munmap(pinned, FILE_LEN);
+}
+
+/* Blocks that MADV_REMOVE leaves of a file that is mapped as @kind, in units of 512 */
+static blkcnt_t blocks_of_holes(struct granule_file *file, enum granule_kind kind, int pagemap)
+{
+	unsigned long page;
+	struct stat stat;
+	char *map;
+
+	if (!granule_file_cache(file, CACHE_LARGE))
+		return -1;
+	map = granule_file_map(file, kind, true, NULL, FILE_LEN, PROT_RW, 0);
+	if (map == MAP_FAILED)
+		return -1;
+	*map ^= 1;
+	if (kind != GRANULE_UNTAGGED && granule_state(pagemap, map) != GRANULE_WHOLE)
+		return -1;
+	for (page = 1; page < FILE_LEN / BASE_SIZE; page += 2) {
+		*page_at(map, page - 1) ^= 1;
+		if (madvise(page_at(map, page), BASE_SIZE, MADV_REMOVE))
+			return -1;
+	}
+	munmap(map, FILE_LEN);
+	return fsync(file->fd) || fstat(file->fd, &stat) ? -1 : stat.st_blocks;
+}
+
+/* Single pages that are punched out of granules give back what they hold. */
+TEST_F(page_granule_write, holes)
+{
+	blkcnt_t untagged, tagged;
+
+	if (variant->kind == GRANULE_CONTRACT)
+		SKIP(return, "a contract is punched in whole granules");
+	untagged = blocks_of_holes(&self->file, GRANULE_UNTAGGED, self->pagemap);
+	EXPECT_GT(untagged, 0);
+	ASSERT_EQ(ftruncate(self->file.fd, 0), 0);
+	ASSERT_EQ(ftruncate(self->file.fd, FILE_LEN), 0);
+	tagged = blocks_of_holes(&self->file, variant->kind, self->pagemap);
+	EXPECT_EQ(tagged, untagged);
+	EXPECT_LT(tagged, (blkcnt_t)(FILE_LEN / 512));
+}
+
+/* A page of a file that the machine loses is lost alone, and not for the file. */
+TEST_F(page_granule_write, poison)
+{
+	const unsigned long bad = 3 * GRANULE_NR_PAGES + 5;
+	unsigned long page, pfn, wrong = 0;
+
+	if (fs_is_memory(variant->fs))
+		SKIP(return, "memory has nothing to read a lost page from");
+	ASSERT_TRUE(granule_file_cache(&self->file, CACHE_LARGE));
+	self->map = MAP_IT(true, PROT_RW);
+	ASSERT_NE(self->map, MAP_FAILED);
+	write_bytes(self->map, self->buf);
+	ASSERT_EQ(fsync(self->file.fd), 0);
+	pfn = pagemap_get_pfn(self->pagemap, page_at(self->map, bad));
+	if (madvise(page_at(self->map, bad), BASE_SIZE, MADV_HWPOISON)) {
+		ASSERT_EQ(errno, EINVAL);
+		SKIP(return, "no memory failure: set CONFIG_MEMORY_FAILURE=y");
+	}
+	for (page = 0; page < FILE_LEN / BASE_SIZE; page++) {
+		if (granule_try_access(page_at(self->map, page), NULL))
+			wrong += page != bad;
+		else
+			wrong += memcmp(page_at(self->map, page), page_at(self->buf, page),
+					BASE_SIZE) != 0;
+	}
+	EXPECT_EQ(wrong, 0);
+	munmap(self->map, FILE_LEN);
+	EXPECT_TRUE(granule_file_holds(&self->file, self->buf, FILE_LEN));
+	EXPECT_EQ(unpoison_memory(pfn), 0);
 }
 
 int main(int argc, char **argv)
