@@ -19,8 +19,13 @@
 #include "internal.h"
 #include "page_granule.h"
 
-/* Free space of which nobody takes the last blocks within a jiffy, in bytes */
+/*
+ * Free space of which nobody takes the last blocks within a jiffy, and within
+ * LASTING_JIFFIES, in bytes
+ */
 #define PLENTY_OF_SPACE	(64ULL << 20)
+#define LASTING_SPACE	(4ULL << 30)
+#define LASTING_JIFFIES	(HZ / 10)
 
 /* Who faults on a folio at the same time has it referenced for a moment. */
 #define SPLIT_TRIES	5
@@ -28,7 +33,7 @@
 /* A filesystem that has plenty of space, as this CPU has seen. A hint only. */
 struct spacious_fs {
 	dev_t dev;
-	unsigned long when;		/* in jiffies */
+	unsigned long until;		/* in jiffies */
 };
 
 static DEFINE_PER_CPU(struct spacious_fs, spacious_fs);
@@ -46,7 +51,7 @@ static bool fs_is_full(struct dentry *dentry, u64 need)
 	struct kstatfs fs = {};
 	u64 space;
 
-	if (READ_ONCE(seen->dev) == sb->s_dev && !time_after(jiffies, READ_ONCE(seen->when)))
+	if (READ_ONCE(seen->dev) == sb->s_dev && !time_after(jiffies, READ_ONCE(seen->until)))
 		return false;
 	/* Not vfs_statfs(): nobody asked for what security modules may refuse. */
 	if (sb->s_op->statfs(dentry, &fs))
@@ -54,8 +59,10 @@ static bool fs_is_full(struct dentry *dentry, u64 need)
 	/* ext4 counts blocks as free that nobody but root gets. */
 	space = fs.f_bavail * fs.f_bsize;
 	if (space >= max(need, PLENTY_OF_SPACE)) {
+		WRITE_ONCE(seen->dev, 0);
+		WRITE_ONCE(seen->until,
+			   jiffies + (space >= LASTING_SPACE ? LASTING_JIFFIES : 0));
 		WRITE_ONCE(seen->dev, sb->s_dev);
-		WRITE_ONCE(seen->when, jiffies);
 	}
 	return space < need;
 }

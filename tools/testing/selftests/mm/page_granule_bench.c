@@ -283,8 +283,8 @@ const struct stage stages[NR_STAGES] = {
 		FILE_COLD, do_touch, LEAVES_MEMORY, PROT_RW,
 	},
 	[FILE_WRITE] = {
-		"file-write", "one byte written in each 4 KiB page of a file, mapped shared",
-		UNTOUCHED, do_touch, LEAVES_MEMORY, PROT_RW, .file_shared = true,
+		"file-write", "one byte written in each 4 KiB page of a cached file, mapped shared",
+		FILE_COLD, do_touch, LEAVES_MEMORY, PROT_RW, .file_shared = true, .unmaps = true,
 	},
 	[FILE_SYNC] = {
 		"file-msync", "msync() of it",

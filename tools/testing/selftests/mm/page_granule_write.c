@@ -772,7 +772,7 @@ TEST_F(page_granule_write, grown_meanwhile)
 		ASSERT_EQ(ftruncate(self->file.fd, old), 0);
 		self->map = MAP_IT(true, PROT_RW);
 		ASSERT_NE(self->map, MAP_FAILED);
-		grower.delay = round * 20e-6;
+		grower.delay = round / 50e3;
 		ASSERT_EQ(pthread_create(&thread, NULL, grow, &grower), 0);
 		pthread_barrier_wait(&barrier);
 		self->map[0] = 'x';
