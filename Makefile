@@ -17,7 +17,7 @@ ARCHES := $(or $(ARCH),x86_64 arm64)
 ONE := $(or $(ARCH),$(HOST))
 
 .PHONY: demo help check deps tree export apply sync lint kernel boot kunit \
-	kselftest mm-compare stress crash vma-test bench programs text tlb parts bisect clean work
+	kselftest mm-compare stress soak crash vma-test bench programs text tlb parts bisect clean work
 
 demo: work ## boot a patched kernel and show 64 KiB runs, measured
 	@scripts/demo $(ONE)
@@ -68,6 +68,9 @@ mm-compare: work ## the base's mm selftests, unpatched against patched (an hour)
 
 stress: work ## all at once for 10 minutes, with KASAN and lockdep (builds for 20)
 	@for a in $(ARCHES); do scripts/stress $$a; done
+
+soak: work ## 200,000 random calls, and 10 minutes of them, on each file system (an hour an ARCH)
+	@for a in $(ARCHES); do scripts/kernel $$a; scripts/soak $$a; done
 
 crash: work ## let a guest die that writes to mapped files, and look after the next boot (5 min an ARCH)
 	@for a in $(ARCHES); do scripts/crash $$a; done
