@@ -533,6 +533,12 @@ static inline bool zap_granule_pauses(struct mmu_gather *tlb, struct vm_area_str
 	return true;
 }
 
+/* Is the granule of a fault on a file below the page @file_end? */
+static inline bool granule_is_below(const struct vm_fault *vmf, pgoff_t file_end)
+{
+	return round_down(vmf->pgoff, PAGE_GRANULE_NR) + PAGE_GRANULE_NR <= file_end;
+}
+
 #ifdef CONFIG_PAGE_GRANULE
 
 /* page_granule_policy.c */

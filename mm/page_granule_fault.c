@@ -105,7 +105,7 @@ int granule_part(struct vm_fault *vmf, struct folio *folio, pgoff_t file_end,
 
 	if (folio_order(folio) < PAGE_GRANULE_ORDER ||
 	    !IS_ALIGNED(page_to_pfn(*page) - nr, PAGE_GRANULE_NR) ||
-	    file_end < vmf->pgoff - nr + PAGE_GRANULE_NR || granule_behind_eof(vmf))
+	    !granule_is_below(vmf, file_end) || granule_behind_eof(vmf))
 		return 1;
 
 	pte = pte_offset_map(vmf->pmd, vmf->address);

@@ -14,7 +14,6 @@
 #include <linux/pagemap.h>
 #include <linux/quotaops.h>
 #include <linux/statfs.h>
-#include <linux/swap.h>
 
 #include "internal.h"
 #include "page_granule.h"
@@ -77,6 +76,8 @@ static bool quota_is_full(struct inode *inode, u64 need)
 	struct kqid qid;
 	int type;
 
+	if (ns_capable_noaudit(&init_user_ns, CAP_SYS_RESOURCE))
+		return false;
 	for (type = 0; type < MAXQUOTAS; type++) {
 		if (!sb_has_quota_limits_enabled(sb, type))
 			continue;
@@ -120,12 +121,15 @@ static bool quota_is_full(struct inode *inode, u64 need)
 bool granule_lacks_space(struct file *file, u64 need)
 {
 	struct inode *inode = file_inode(file);
+	struct super_block *sb = inode->i_sb;
 	struct kstat stat;
 	u64 blocks;
+	bool full;
 
-	if (!inode->i_sb->s_bdev)
+	if (!sb->s_bdev)
 		return false;
-	if (!fs_is_full(file->f_path.dentry, need) && !quota_is_full(inode, need))
+	full = fs_is_full(file->f_path.dentry, need);
+	if (!full && !sb_any_quota_loaded(sb))
 		return false;
 	if (vfs_getattr_nosec(&file->f_path, &stat, STATX_BLOCKS | STATX_SIZE,
 			      AT_STATX_DONT_SYNC))
@@ -135,7 +139,10 @@ bool granule_lacks_space(struct file *file, u64 need)
 	 * has more than its contents and their index take may have them behind its end.
 	 */
 	blocks = (u64)stat.blocks << SECTOR_SHIFT;
-	return blocks < stat.size || blocks - stat.size > (stat.size >> 8) + PAGE_GRANULE_SIZE;
+	if (blocks >= stat.size &&
+	    blocks - stat.size <= (stat.size >> 8) + PAGE_GRANULE_SIZE)
+		return false;
+	return full || quota_is_full(inode, need);
 }
 
 /*
@@ -153,13 +160,8 @@ static int split_to_write(struct vm_fault *vmf)
 	unsigned int order;
 
 	for (tries = 0; tries < SPLIT_TRIES && !fatal_signal_pending(current); tries++) {
-		if (tries > 1)
+		if (tries)
 			schedule_timeout_killable(1);
-		/* LRU batches reference folios that were added recently. */
-		if (!tries)
-			lru_add_drain();
-		else if (!folio_test_lru(page_folio(vmf->page)))
-			lru_add_drain_all();
 		/* Filesystems do not split what they have not written. */
 		error = filemap_fdatawrite_range(mapping, pos, last);
 		if (error == -EIO || error == -EROFS)

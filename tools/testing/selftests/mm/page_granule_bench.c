@@ -284,7 +284,7 @@ const struct stage stages[NR_STAGES] = {
 	},
 	[FILE_WRITE] = {
 		"file-write", "one byte written in each 4 KiB page of a cached file, mapped shared",
-		FILE_COLD, do_touch, LEAVES_MEMORY, PROT_RW, .file_shared = true, .unmaps = true,
+		UNTOUCHED, do_touch, LEAVES_MEMORY, PROT_RW, .file_shared = true,
 	},
 	[FILE_SYNC] = {
 		"file-msync", "msync() of it",
@@ -356,16 +356,16 @@ bool mem_create(struct mem *mem, const struct config *config, size_t len)
 	return mem->area == area;
 }
 
-/* Fill a file so that no page is like another, in folios of 64 KiB. */
-static bool fill_file(int fd, size_t len)
+/* Fill a file so that no page is like another, in folios of @size bytes. */
+static bool fill_file(int fd, size_t len, size_t size)
 {
 	__u32 buf[GRANULE_SIZE / sizeof(__u32)], nr = 0;
 	size_t i, done;
 
-	for (done = 0; done < len; done += sizeof(buf)) {
-		for (i = 0; i < ARRAY_SIZE(buf); i++)
+	for (done = 0; done < len; done += size) {
+		for (i = 0; i < size / sizeof(*buf); i++)
 			buf[i] = nr++;
-		if (pwrite(fd, buf, sizeof(buf), done) != sizeof(buf))
+		if (pwrite(fd, buf, size, done) != (ssize_t)size)
 			return false;
 	}
 	/* Dirty pages stay in the page cache. */
@@ -375,18 +375,19 @@ static bool fill_file(int fd, size_t len)
 /*
  * Map a file that is not in the page cache instead. Huge pages are the way to ask
  * for large folios there; an architecture may have its own size for text. What is
- * to be written to has folios of 64 KiB then, from write().
+ * to be written to is cached, in folios of the size of the configuration.
  */
 static bool mem_map_file(const struct bench *bench, const struct config *config,
 			 const struct stage *stage, struct mem *mem)
 {
+	const bool large = config->thp_order || config->kind != GRANULE_UNTAGGED;
 	const bool write = stage->file_prot & PROT_WRITE;
 	int flags = MAP_FIXED | (stage->file_shared ? MAP_SHARED_VALIDATE : MAP_PRIVATE);
 
 	if (config->kind == GRANULE_CONTRACT)
 		flags |= MAP_GRANULE_64KB;
 	if (posix_fadvise(bench->file, 0, 0, POSIX_FADV_DONTNEED) ||
-	    (config->thp_order && write && !fill_file(bench->file, mem->len)))
+	    (write && !fill_file(bench->file, mem->len, large ? GRANULE_SIZE : BASE_SIZE)))
 		return false;
 	return mmap(mem->area, mem->len, stage->file_prot, flags, bench->file, 0) == mem->area &&
 	       (!config->thp_order || write || !madvise(mem->area, mem->len, MADV_HUGEPAGE));
@@ -1145,7 +1146,7 @@ static int create_file(const char *dir, size_t len)
 {
 	int fd = open(dir, O_TMPFILE | O_RDWR, 0600);
 
-	if (fd >= 0 && !fill_file(fd, len)) {
+	if (fd >= 0 && !fill_file(fd, len, GRANULE_SIZE)) {
 		close(fd);
 		return -1;
 	}
