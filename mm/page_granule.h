@@ -116,8 +116,8 @@ struct folio *page_granule_alloc_cache(gfp_t gfp,
 /* page_granule_fault.c */
 bool granule_wants_all(struct vm_fault *vmf, pte_t *pte);
 bool granule_behind_eof(struct vm_fault *vmf);
-int granule_part(struct vm_fault *vmf, struct folio *folio, pgoff_t file_end,
-		 struct page **page, unsigned long *addr);
+int granule_part(struct vm_fault *vmf, struct folio *folio, struct page **page,
+		 unsigned long *addr);
 vm_fault_t populate_granule_from_pages(struct vm_fault *vmf, struct folio *folio);
 void __page_granule_extend(struct vm_area_struct *vma, unsigned long addr,
 			   unsigned long end);
@@ -531,12 +531,6 @@ static inline bool zap_granule_pauses(struct mmu_gather *tlb, struct vm_area_str
 		return false;
 	*force_flush = true;
 	return true;
-}
-
-/* Is the granule of a fault on a file below the page @file_end? */
-static inline bool granule_is_below(const struct vm_fault *vmf, pgoff_t file_end)
-{
-	return round_down(vmf->pgoff, PAGE_GRANULE_NR) + PAGE_GRANULE_NR <= file_end;
 }
 
 #ifdef CONFIG_PAGE_GRANULE

@@ -79,8 +79,7 @@ bool granule_behind_eof(struct vm_fault *vmf)
 	struct file *file = vmf->vma->vm_file;
 
 	return file && !(shmem_mapping(file->f_mapping) && !mapping_granule(file->f_mapping)) &&
-	       round_down(vmf->pgoff, PAGE_GRANULE_NR) + PAGE_GRANULE_NR >
-	       DIV_ROUND_UP(i_size_read(file->f_mapping->host), PAGE_SIZE);
+	       round_down(vmf->pgoff, PAGE_GRANULE_NR) + PAGE_GRANULE_NR > vmf_file_end(vmf);
 }
 
 /**
@@ -88,16 +87,14 @@ bool granule_behind_eof(struct vm_fault *vmf)
  * @vmf: A fault on an address in a granule; its PTE is neither mapped nor
  *	 locked.
  * @folio: The folio for the fault, which cannot be mapped as a whole.
- * @file_end: The first page of the file that page_mkwrite() has not prepared, if it
- *	      has been called.
  * @page: The page of @folio for the address; set to the first page to map.
  * @addr: Set to the address of that page.
  *
  * Return: the number of pages to map. It is 1 if @folio does not hold the whole
  * granule, or if the granule is not empty; the latter is only a hint.
  */
-int granule_part(struct vm_fault *vmf, struct folio *folio, pgoff_t file_end,
-		 struct page **page, unsigned long *addr)
+int granule_part(struct vm_fault *vmf, struct folio *folio, struct page **page,
+		 unsigned long *addr)
 {
 	const unsigned long nr = granule_index(vmf->address);
 	bool empty;
@@ -105,7 +102,7 @@ int granule_part(struct vm_fault *vmf, struct folio *folio, pgoff_t file_end,
 
 	if (folio_order(folio) < PAGE_GRANULE_ORDER ||
 	    !IS_ALIGNED(page_to_pfn(*page) - nr, PAGE_GRANULE_NR) ||
-	    !granule_is_below(vmf, file_end) || granule_behind_eof(vmf))
+	    granule_behind_eof(vmf))
 		return 1;
 
 	pte = pte_offset_map(vmf->pmd, vmf->address);
