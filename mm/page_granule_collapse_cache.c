@@ -381,11 +381,12 @@ int granule_collapse_cached(struct vm_area_struct *vma, unsigned long addr)
 	struct folio *folio;
 	int ret;
 
-	if (!vma_granule_folios(vma) || !collapse_may_convert(vma, addr) ||
-	    collapse_in_vain(vma))
+	if (!vma_granule_folios(vma) || !collapse_may_convert(vma, addr))
 		return -EINVAL;
 
 	ret = collapse_look_cache(mapping, index, 0, &target);
+	if (!ret && collapse_in_vain(vma))
+		ret = -EINVAL;
 	if (!ret) {
 		/* LRU batches reference pages that were added recently. */
 		lru_add_drain();
@@ -459,11 +460,12 @@ int granule_collapse_prepare_cache(struct vm_area_struct *vma, unsigned long add
 	if (state.special || !collapse_may_convert(vma, addr))
 		return -EINVAL;
 	/* Repair is for what is in use, and can be moved. */
-	if (!target->others && (!state.mapped || mapping_unevictable(mapping) ||
-				collapse_in_vain(vma)))
+	if (!target->others && (!state.mapped || mapping_unevictable(mapping)))
 		return -EINVAL;
 	ret = collapse_look_cache(mapping, linear_page_index(vma, addr),
 				  state.mapped, target);
+	if (!ret && !target->others && collapse_in_vain(vma))
+		return -EINVAL;
 	if (ret != 1 || !state.mapped)
 		return ret;
 	target->cached = true;

@@ -41,38 +41,12 @@
 /* A flush for each page of mTHP may take long if the other CPU is a busy host's. */
 #define BUSY_SECONDS	180
 
-static const char * const flush_counters[] = {
-	"nr_tlb_flush_range", "nr_tlb_flush_mm",
-#ifdef __x86_64__
-	/* Elsewhere only the wait for the flushes counted above is deferred. */
-	"nr_tlb_flush_batch",
-#endif
-};
-
-static const char * const fold_counters[] = { "nr_contpte_fold", "nr_contpte_unfold" };
-
-/* The sum of those counters that the architecture has. */
-static unsigned long sum(const char * const *names, size_t nr)
-{
-	unsigned long val, ret = 0;
-	size_t i;
-
-	for (i = 0; i < nr; i++) {
-		val = granule_vmstat(names[i]);
-		if (val != ULONG_MAX)
-			ret += val;
-	}
-	return ret;
-}
-
-static unsigned long flushes(void)
-{
-	return sum(flush_counters, ARRAY_SIZE(flush_counters));
-}
-
+/* What arm64 makes contiguous, and takes back */
 static unsigned long folds(void)
 {
-	return sum(fold_counters, ARRAY_SIZE(fold_counters));
+	const unsigned long fold = granule_vmstat("nr_contpte_fold");
+
+	return fold == ULONG_MAX ? 0 : fold + granule_vmstat("nr_contpte_unfold");
 }
 
 FIXTURE(page_granule_flush)
@@ -152,7 +126,7 @@ FIXTURE_SETUP(page_granule_flush)
 	cpu_set_t cpus;
 	char *res;
 
-	if (granule_vmstat(flush_counters[0]) == ULONG_MAX)
+	if (granule_vmstat(GRANULE_FLUSH_COUNTER) == ULONG_MAX)
 		SKIP(return, COUNTERS_REMEDY);
 	ASSERT_EQ(sched_getaffinity(0, sizeof(cpus), &cpus), 0);
 	if (CPU_COUNT(&cpus) < 2)
@@ -183,13 +157,13 @@ FIXTURE_TEARDOWN(page_granule_flush)
 #define COUNT_START()							\
 	do {								\
 		self->folds = folds();					\
-		self->flushes = flushes();				\
+		self->flushes = granule_flushes();			\
 	} while (0)
 
 /* Count a stage. Granules may flush up to @max times. */
 #define EXPECT_FLUSHES(stage, max)					\
 	do {								\
-		self->flushes = flushes() - self->flushes;		\
+		self->flushes = granule_flushes() - self->flushes;	\
 		self->folds = folds() - self->folds;			\
 		ksft_print_msg("%s: %lu blocks, %lu flushes, %lu folds or unfolds\n", \
 			       stage, NR, self->flushes, self->folds);	\

@@ -425,18 +425,6 @@ TEST_F(page_granule_heap_reserved, put_back)
 	granule_cg_remove(&cg);
 }
 
-/* Is the page that is mapped at @addr part of a large folio? */
-static bool in_large_folio(int pagemap, char *addr)
-{
-	int fd = open("/proc/kpageflags", O_RDONLY);
-	uint64_t flags = 0;
-
-	if (fd < 0 || pageflags_get(pagemap_get_pfn(pagemap, addr), fd, &flags))
-		ksft_exit_fail_msg("reading /proc/kpageflags failed\n");
-	close(fd);
-	return flags & (KPF_COMPOUND_HEAD | KPF_COMPOUND_TAIL);
-}
-
 /*
  * Assert that the shrinker does not split a folio that was mapped in part and
  * is mapped as a whole again. One that is still mapped in part tells when the
@@ -454,12 +442,12 @@ TEST_F(page_granule_heap, stays_whole)
 	EXPECT_EQ(granule_state(self->pagemap, self->base), GRANULE_WHOLE);
 	ASSERT_TRUE(grow(&other, BASE_SIZE));
 	other.base[0] = 1;
-	ASSERT_TRUE(in_large_folio(self->pagemap, other.base));
-	for (i = 0; i < 200 && in_large_folio(self->pagemap, other.base); i++) {
+	ASSERT_TRUE(granule_in_large_folio(self->pagemap, other.base));
+	for (i = 0; i < 200 && granule_in_large_folio(self->pagemap, other.base); i++) {
 		granule_write(DROP_CACHES, "2");
 		usleep(50 * 1000);
 	}
-	EXPECT_FALSE(in_large_folio(self->pagemap, other.base));
+	EXPECT_FALSE(granule_in_large_folio(self->pagemap, other.base));
 	EXPECT_EQ(granule_state(self->pagemap, self->base), GRANULE_WHOLE);
 }
 

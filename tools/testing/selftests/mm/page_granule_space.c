@@ -156,14 +156,25 @@ static bool set_qgroup(int dir, unsigned long nr)
 	return !ioctl(dir, BTRFS_IOC_QGROUP_LIMIT, &limit);
 }
 
-/* Allow USER, who has nothing, @nr pages on the file system of @dir, or any number. */
+/*
+ * Allow USER, who has nothing, @nr pages on the file system of @dir, or any number. XFS
+ * frees later what the file of an earlier test held.
+ */
 static bool set_quota(int dir, unsigned long nr)
 {
-	struct if_dqblk quota = {
+	struct if_dqblk quota = {};
+	unsigned int i;
+
+	for (i = 0; nr && i < 250; i++) {
+		if (syscall(__NR_quotactl_fd, dir, QCMD(Q_GETQUOTA, USRQUOTA), USER, &quota) ||
+		    !quota.dqb_curspace)
+			break;
+		usleep(20 * 1000);
+	}
+	quota = (struct if_dqblk) {
 		.dqb_bhardlimit = nr * BASE_SIZE / 1024,
 		.dqb_valid = QIF_BLIMITS,
 	};
-
 	return !syscall(__NR_quotactl_fd, dir, QCMD(Q_SETQUOTA, USRQUOTA), USER, &quota);
 }
 
@@ -368,16 +379,11 @@ TEST_F(page_granule_space, locked)
 	EXPECT_TRUE(lift_limits(variant->fs, false, self->dir));
 }
 
-/* Is a page part of a larger folio? */
+/* Is a page that is read part of a large folio? */
 static bool in_large_folio(int pagemap, char *page)
 {
-	int kpageflags = open("/proc/kpageflags", O_RDONLY);
-	uint64_t flags = 0;
-
 	FORCE_READ(*page);
-	pageflags_get(pagemap_get_pfn(pagemap, page), kpageflags, &flags);
-	close(kpageflags);
-	return flags & (KPF_COMPOUND_HEAD | KPF_COMPOUND_TAIL);
+	return granule_in_large_folio(pagemap, page);
 }
 
 /* Make a granule of memory from single pages, and wait until it is repaired. */

@@ -700,6 +700,39 @@ unsigned long granule_vmstat(const char *name)
 	return granule_proc_number("/proc/vmstat", key);
 }
 
+/* The TLB flushes of all CPUs, or 0 if the kernel does not count them. */
+unsigned long granule_flushes(void)
+{
+	static const char * const names[] = {
+		GRANULE_FLUSH_COUNTER, "nr_tlb_flush_mm",
+#ifdef __x86_64__
+		/* Elsewhere only the wait for the flushes counted above is deferred. */
+		"nr_tlb_flush_batch",
+#endif
+	};
+	unsigned long val, sum = 0;
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(names); i++) {
+		val = granule_vmstat(names[i]);
+		if (val != ULONG_MAX)
+			sum += val;
+	}
+	return sum;
+}
+
+/* Is the page that is mapped at @addr part of a large folio? */
+bool granule_in_large_folio(int pagemap, char *addr)
+{
+	int fd = open("/proc/kpageflags", O_RDONLY);
+	uint64_t flags = 0;
+
+	if (fd < 0 || pageflags_get(pagemap_get_pfn(pagemap, addr), fd, &flags))
+		ksft_exit_fail_msg("reading /proc/kpageflags failed\n");
+	close(fd);
+	return flags & (KPF_COMPOUND_HEAD | KPF_COMPOUND_TAIL);
+}
+
 /* Add up a field of smaps over the VMAs that meet [addr, addr + len). */
 static unsigned long sum_smaps_kb(const char *addr, size_t len, size_t field)
 {

@@ -118,6 +118,7 @@
 #define GUP_TEST		"/sys/kernel/debug/gup_test"
 #define MEMORY_BLOCKS		"/sys/devices/system/memory"
 #define DROP_CACHES		"/proc/sys/vm/drop_caches"
+#define GRANULE_FLUSH_COUNTER	"nr_tlb_flush_range"	/* one of those in vmstat */
 
 /* Why a test is skipped, and what to do about it. */
 #define GRANULE_SWAP_REMEDY	"no swap: swapon a device with 64 MiB free"
@@ -275,6 +276,8 @@ void read_memory(pid_t pid, const char *base, size_t pages, char *buf,
 char *granule_smaps_text(const void *start, size_t len);
 bool granule_same_text(const char *before, const char *after);
 unsigned long granule_vmstat(const char *name);
+unsigned long granule_flushes(void);
+bool granule_in_large_folio(int pagemap, char *addr);
 unsigned long granule_rss_kb(const char *addr, size_t len);
 unsigned long granule_mapped_kb(const char *addr, size_t len);
 double granule_kthread_seconds(void);

@@ -398,25 +398,6 @@ TEST_F(page_granule_write, private_copy_lasts)
 	EXPECT_TRUE(only_map_changed(&self->file, self->map, self->buf));
 }
 
-/* TLB flushes of all CPUs, or 0 if nobody counts them */
-static unsigned long flushes(void)
-{
-	static const char * const names[] = {
-		"nr_tlb_flush_range", "nr_tlb_flush_mm",
-#ifdef __x86_64__
-		"nr_tlb_flush_batch",
-#endif
-	};
-	unsigned long sum = 0;
-	size_t i;
-
-	for (i = 0; i < ARRAY_SIZE(names); i++) {
-		if (granule_vmstat(names[i]) != ULONG_MAX)
-			sum += granule_vmstat(names[i]);
-	}
-	return sum;
-}
-
 /*
  * After a granule was written back, the first write makes all of it writable. Both take
  * one flush at most, and a few are somebody else's.
@@ -434,11 +415,11 @@ TEST_F(page_granule_write, written_back)
 	write_bytes(self->map, self->buf);
 	EXPECT_EQ(granule_count(self->pagemap, self->map, FILE_LEN, GRANULE_WHOLE),
 		  FILE_GRANULES);
-	flushed = flushes();
+	flushed = granule_flushes();
 	ASSERT_EQ(msync(self->map, FILE_LEN, MS_SYNC), 0);
-	EXPECT_LE(flushes() - flushed, 2 * FILE_GRANULES);
+	EXPECT_LE(granule_flushes() - flushed, 2 * FILE_GRANULES);
 
-	flushed = flushes();
+	flushed = granule_flushes();
 	faults = granule_faults();
 	for (i = 0; i < FILE_GRANULES; i++) {
 		for (page = 0; page < GRANULE_NR_PAGES; page++) {
@@ -447,7 +428,7 @@ TEST_F(page_granule_write, written_back)
 		}
 	}
 	EXPECT_LE(granule_faults() - faults, (long)FILE_GRANULES + FAULT_SLACK);
-	EXPECT_LE(flushes() - flushed, 2 * FILE_GRANULES);
+	EXPECT_LE(granule_flushes() - flushed, 2 * FILE_GRANULES);
 	EXPECT_EQ(granule_count(self->pagemap, self->map, FILE_LEN, GRANULE_WHOLE),
 		  FILE_GRANULES);
 	ASSERT_EQ(msync(self->map, FILE_LEN, MS_SYNC), 0);
