@@ -321,9 +321,15 @@ bool granule_file_cache(struct granule_file *file, enum granule_cache cache)
 	if (file->fs == FS_SYSV)
 		done = cache == CACHE_SMALL && write_segment(file, buf);
 	else
-		done = write_in_steps(file, buf, step) && !fsync(file->fd);
+		done = write_in_steps(file, buf, step);
 	free(buf);
-	if (!done)
+	/*
+	 * Pages are referenced by the LRU batch of the CPU that added them, which may be
+	 * another one than that of the fault. This drains the batches, and leaves dirty
+	 * pages alone.
+	 */
+	granule_write(DROP_CACHES, "1");
+	if (!done || (file->fs != FS_SYSV && fsync(file->fd)))
 		return false;
 	return cache != CACHE_COLD || fs_is_memory(file->fs) || drop_file(file);
 }
