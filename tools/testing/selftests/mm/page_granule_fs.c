@@ -17,6 +17,7 @@
 #include <sys/mount.h>
 #include <sys/shm.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -278,6 +279,17 @@ void granule_drop_caches(void)
 	granule_write(DROP_CACHES, "1");
 }
 
+/*
+ * A page that another CPU has added to the cache is referenced by its LRU batch for
+ * long, and is not copied. To move no pages drains the batches of all CPUs.
+ */
+static void drain_batches(void)
+{
+	int node = 0;
+
+	syscall(__NR_move_pages, 0, 0UL, NULL, &node, NULL, 0);
+}
+
 static bool is_cached(struct granule_file *file)
 {
 	unsigned char *vec = calloc(1, file->len / BASE_SIZE + 1);
@@ -321,16 +333,11 @@ bool granule_file_cache(struct granule_file *file, enum granule_cache cache)
 	if (file->fs == FS_SYSV)
 		done = cache == CACHE_SMALL && write_segment(file, buf);
 	else
-		done = write_in_steps(file, buf, step);
+		done = write_in_steps(file, buf, step) && !fsync(file->fd);
 	free(buf);
-	/*
-	 * Pages are referenced by the LRU batch of the CPU that added them, which may be
-	 * another one than that of the fault. This drains the batches, and leaves dirty
-	 * pages alone.
-	 */
-	granule_write(DROP_CACHES, "1");
-	if (!done || (file->fs != FS_SYSV && fsync(file->fd)))
+	if (!done)
 		return false;
+	drain_batches();
 	return cache != CACHE_COLD || fs_is_memory(file->fs) || drop_file(file);
 }
 
