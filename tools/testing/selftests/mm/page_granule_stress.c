@@ -101,25 +101,49 @@ uint32_t new_key(struct actor *actor)
 	return draw(actor, UINT32_MAX) + 1;
 }
 
-/* End the process because something is wrong. */
-void __noreturn __printf(1, 2) fail(const char *format, ...)
+/*
+ * Something is wrong with @worker: say so now, and again next to its result.
+ */
+static void say_failed(struct worker *worker, const char *in, const char *format, va_list args)
 {
-	char line[512];
-	va_list args;
+	char line[WHY_LEN];
 	int len;
 
 	len = snprintf(line, sizeof(line), "# FAIL %s.%u pid %d seed %#lx start %lu, %s: ",
-		       self->kind->name, self->nr, getpid(), (unsigned long)self->seed,
-		       self->starts, doing);
-	va_start(args, format);
+		       worker->kind->name, worker->nr, getpid(), (unsigned long)worker->seed,
+		       worker->starts, in);
 	len += vsnprintf(line + len, sizeof(line) - len - 1, format, args);
-	va_end(args);
 	len = len < (int)sizeof(line) - 2 ? len : (int)sizeof(line) - 2;
 	line[len++] = '\n';
+	line[len] = 0;
+	if (!*worker->why)
+		memcpy(worker->why, line, len + 1);
 	/* One write, so that lines of several processes do not mix. */
 	if (write(STDOUT_FILENO, line, len) != len)
 		_exit(KSFT_FAIL);
+}
+
+/* End the process because something is wrong. */
+void __noreturn __printf(1, 2) fail(const char *format, ...)
+{
+	va_list args;
+
+	va_start(args, format);
+	say_failed(self, doing, format, args);
+	va_end(args);
 	_exit(KSFT_FAIL);
+}
+
+/* What main() finds out. */
+static void __printf(2, 3) worker_failed(struct worker *worker, const char *format, ...)
+{
+	va_list args;
+
+	fflush(stdout);
+	va_start(args, format);
+	say_failed(worker, worker->op, format, args);
+	va_end(args);
+	worker->failed = true;
 }
 
 /* End the process because memory is short; the worker is started again. */
@@ -722,16 +746,12 @@ static void worker_ended(struct worker *worker, int status)
 	/* The processes that it has started have to end, too. */
 	kill(-worker->pid, SIGKILL);
 	worker->pid = 0;
-	if (WIFEXITED(status) && WEXITSTATUS(status) == EXIT_SHORT) {
+	if (WIFEXITED(status) && WEXITSTATUS(status) == EXIT_SHORT)
 		worker->killed++;
-	} else if (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL && oom_kills(worker)) {
+	else if (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL && oom_kills(worker))
 		worker->killed++;
-	} else if (status) {
-		ksft_print_msg("%s.%u seed %#lx ended with status %#x in: %s\n",
-			       worker->kind->name, worker->nr, (unsigned long)worker->seed,
-			       status, worker->op);
-		worker->failed = true;
-	}
+	else if (status)
+		worker_failed(worker, "ended with status %#x", status);
 	if (!load(&shared->stop) && !worker->failed)
 		start_worker(worker);
 }
@@ -772,8 +792,7 @@ static void watch(struct worker *worker)
 	}
 	if (now() - worker->seen_at < HUNG_MS)
 		return;
-	ksft_print_msg("FAIL %s.%u seed %#lx pid %d hangs in: %s\n", worker->kind->name,
-		       worker->nr, (unsigned long)worker->seed, worker->pid, worker->op);
+	worker_failed(worker, "pid %d hangs", worker->pid);
 	/* Faults and CPU time tell one that never ends from one that waits. */
 	for (i = 0; i < 2 * ARRAY_SIZE(files); i++) {
 		snprintf(path, sizeof(path), "/proc/%d/%s", worker->pid,
@@ -786,7 +805,6 @@ static void watch(struct worker *worker)
 	/* The kernel log then has the blocked and the running tasks. */
 	granule_write("/proc/sysrq-trigger", "w");
 	granule_write("/proc/sysrq-trigger", "l");
-	worker->failed = true;
 	worker->seen_at = now();
 	kill(-worker->pid, SIGKILL);
 }
@@ -936,12 +954,13 @@ static void report(const struct kind *kind)
 		if (kind->what)
 			printf(", %lu %s, %lu refused", worker->done, kind->what,
 			       worker->refused);
-		printf("\n");
+		printf("\n%s", worker->why);
 		if (!worker->failed && !has_worked(worker)) {
 			ksft_print_msg("%s.%u has tested nothing\n", kind->name, worker->nr);
 			good = false;
 		}
-		good = good && !worker->failed;
+		/* A child may have failed, and its parent run out of memory. */
+		good = good && !worker->failed && !*worker->why;
 	}
 	if (kind->missing == no_fail && good && !counted("granule_repair")) {
 		ksft_print_msg("no granule was repaired\n");

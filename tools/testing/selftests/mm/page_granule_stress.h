@@ -79,6 +79,8 @@ struct actor {
 
 struct kind;
 
+#define WHY_LEN	512
+
 /* Shared by main() and the worker, which counts its operations. */
 struct worker {
 	const struct kind *kind;
@@ -99,6 +101,7 @@ struct worker {
 	unsigned long done;		/* what the kind is about, see kind->what */
 	unsigned long refused;		/* of that */
 	unsigned long files;		/* it has chosen filesystems for */
+	char why[WHY_LEN];		/* it failed: the line that says so, or "" */
 
 	/* main()'s, to see if it goes on. */
 	unsigned long seen_ops;
