@@ -237,7 +237,9 @@ static bool alloc_granule_pages(struct vm_fault *vmf, struct folio **folios,
 				unsigned long holes, bool need_zero)
 {
 	const unsigned long start = granule_start(vmf->address);
-	const bool fill = holes != GRANULE_ALL_HOLES;
+	/* In a contract, another thread fills the holes at this moment. */
+	const bool fill = holes != GRANULE_ALL_HOLES &&
+			  !vma_granule_contract(vmf->vma);
 	gfp_t charge = GFP_NOWAIT;
 	unsigned int i;
 

@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -228,6 +229,108 @@ TEST_F_TIMEOUT(page_granule_limit_memcg, limit, 60)
 	EXPECT_EQ(granule_cg_read(self->cg.dir, "memory.events", "oom_kill"), 1);
 	/* A task that is being killed may go a little over. */
 	EXPECT_LE(granule_cg_read(self->cg.dir, "memory.peak", NULL), 9 << 20);
+}
+
+/* Two threads that fault on a granule at once, in a child in the cgroup. */
+#define RACE_ROUNDS	2000
+#define RACE_BALLAST	(2UL << 20)	/* is swapped out */
+
+struct race {
+	char *granule;
+	pthread_barrier_t start, done;
+	int pipe[2];
+	unsigned int refused;
+};
+
+static void spin(unsigned int *seed)
+{
+	unsigned int nr;
+
+	for (nr = rand_r(seed) % 8192; nr; nr--)
+		asm volatile("" : : : "memory");
+}
+
+/* A fault of the program would be retried; read() returns EFAULT instead. */
+static void *race_read(void *arg)
+{
+	struct race *race = arg;
+	unsigned int i, seed = 1;
+
+	for (i = 0; i < RACE_ROUNDS; i++) {
+		pthread_barrier_wait(&race->start);
+		spin(&seed);
+		if (read(race->pipe[0], race->granule + 8 * BASE_SIZE, 1) != 1)
+			race->refused++;
+		pthread_barrier_wait(&race->done);
+	}
+	return NULL;
+}
+
+static int race_child(char *granule, int go, int done)
+{
+	char *ballast = mmap(NULL, RACE_BALLAST, PROT_RW, ANON_FLAGS, -1, 0);
+	struct race race = { .granule = granule };
+	unsigned int i, seed = 2;
+	pthread_t thread;
+	char c;
+
+	if (ballast == MAP_FAILED || pthread_barrier_init(&race.start, NULL, 2) ||
+	    pthread_barrier_init(&race.done, NULL, 2) || pipe(race.pipe))
+		return 11;
+	granule_fail_order4(true);
+	if (pthread_create(&thread, NULL, race_read, &race))
+		return 12;
+	memset(ballast, 1, RACE_BALLAST);
+	if (write(done, "r", 1) != 1 || read(go, &c, 1) != 1)
+		return 13;
+	for (i = 0; i < RACE_ROUNDS; i++) {
+		if (write(race.pipe[1], "x", 1) != 1)
+			return 14;
+		pthread_barrier_wait(&race.start);
+		spin(&seed);
+		*granule = 1;
+		pthread_barrier_wait(&race.done);
+		/* What read() has refused. */
+		if (granule[8 * BASE_SIZE] != 'x' && read(race.pipe[0], &c, 1) != 1)
+			return 15;
+		madvise(granule, GRANULE_SIZE, MADV_DONTNEED);
+	}
+	pthread_join(thread, NULL);
+	return race.refused ? 16 : 0;
+}
+
+/*
+ * Assert that a call which finds a granule half populated by another thread does
+ * not fail for want of memory, although the cgroup is at its limit.
+ */
+TEST_F_TIMEOUT(page_granule_limit_memcg, race_for_granule, 60)
+{
+	struct granule_fail fail = {};
+	struct granule_swaps swaps;
+	int go[2], done[2], status;
+	char text[32], c;
+	pid_t pid;
+
+	granule_read_swaps(&swaps);
+	if (!swaps.nr)
+		SKIP(return, "no swap: swapon a device");
+	if (!granule_fail_prepare(&fail))
+		SKIP(return, GRANULE_FAIL_REMEDY);
+	ASSERT_EQ(pipe(go), 0);
+	ASSERT_EQ(pipe(done), 0);
+	pid = granule_cg_fork(&self->cg);
+	ASSERT_GE(pid, 0);
+	if (!pid)
+		_exit(race_child(self->area, go[0], done[1]));
+	ASSERT_EQ(read(done[0], &c, 1), 1);
+	/* Reclaim has to make room for each granule. */
+	snprintf(text, sizeof(text), "%ld", granule_cg_read(self->cg.dir, "memory.current", NULL) -
+		 RACE_BALLAST / 4);
+	ASSERT_EQ(granule_cg_write(self->cg.dir, "memory.max", text), 0);
+	ASSERT_EQ(write(go[1], "g", 1), 1);
+	ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	granule_fail_restore(&fail);
+	EXPECT_EQ(status, 0);
 }
 
 /* At the limit of a cgroup, with nothing to reclaim. */
