@@ -150,9 +150,6 @@ static void fold_or_repair(struct vm_area_struct *vma, unsigned long start,
 	unsigned int i, copies = 0;
 	bool shared = false;
 
-	if (userfaultfd_armed(vma) || !vma_granule_folios(vma))
-		return;
-
 	for (i = 0; i < PAGE_GRANULE_NR; i++) {
 		const pte_t ptent = ptep_get(pte + i);
 
@@ -170,8 +167,8 @@ static void fold_or_repair(struct vm_area_struct *vma, unsigned long start,
 		return;
 	if (page_granule_is_whole(vma, start, pte))
 		fold_granule(vma, start, pte);
-	/* Repair leaves alone what others map. */
-	else if (!shared)
+	/* Repair makes new folios, and leaves alone what others map. */
+	else if (!shared && !userfaultfd_armed(vma) && vma_granule_folios(vma))
 		page_granule_repair_later(vma->vm_mm, start);
 }
 

@@ -12,6 +12,7 @@
 #include <asm-generic/mman.h> /* Force the import of the tools version. */
 #include <fcntl.h>
 #include <linux/prctl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -523,6 +524,67 @@ TEST_F_TIMEOUT(page_granule_single, numa_hints, 3 * HINT_SECONDS)
 	EXPECT_EQ(here, mem.nr);
 	EXPECT_INTACT(&mem);
 	mem_write_pages(&mem, 2);
+	EXPECT_INTACT(&mem);
+}
+
+/* TLB flushes of the process are pending, on and off. */
+struct flusher {
+	char *area;
+	bool stop;
+};
+
+static void *flusher_main(void *arg)
+{
+	struct flusher *flusher = arg;
+
+	while (!__atomic_load_n(&flusher->stop, __ATOMIC_RELAXED))
+		madvise(flusher->area, BASE_SIZE, MADV_COLD);
+	return NULL;
+}
+
+/*
+ * Assert that a granule is marked as contiguous again after a NUMA hint whose
+ * pages were given back one by one, also where new granules are not wanted.
+ */
+TEST_F_TIMEOUT(page_granule_single, numa_hints_while_flushing, 3 * HINT_SECONDS)
+{
+	struct flusher flusher = {};
+	unsigned long faults;
+	pthread_t thread;
+	bool hold = true;
+	struct mem mem;
+	time_t end;
+
+	if (variant->kind != GRANULE_CONTRACT)
+		SKIP(return, "not applicable: only a contract has granules there");
+	if (!granule_two_nodes())
+		SKIP(return, GRANULE_NODES_REMEDY);
+	if (access(NUMA_BALANCING, W_OK))
+		SKIP(return, "no NUMA balancing: set CONFIG_NUMA_BALANCING=y");
+	ASSERT_TRUE(mem_create_nr(&mem, variant->kind, 8 * HINTED));
+	mem_fill(&mem, 1);
+	ASSERT_EQ(madvise(mem.area, mem_len(&mem), MADV_NOHUGEPAGE), 0);
+	flusher.area = mmap(NULL, BASE_SIZE, PROT_RW, ANON_FLAGS | MAP_POPULATE, -1, 0);
+	ASSERT_NE(flusher.area, MAP_FAILED);
+	ASSERT_EQ(pthread_create(&thread, NULL, flusher_main, &flusher), 0);
+	/* The model has single pages, which must not count. */
+	ASSERT_EQ(mprotect(mem.model, mem_len(&mem), PROT_NONE), 0);
+	faults = granule_vmstat("numa_hint_faults");
+	ASSERT_EQ(granule_write(NUMA_BALANCING, "1"), 0);
+	for (end = time(NULL) + HINT_SECONDS / 2; hold && time(NULL) < end &&
+	     granule_vmstat("numa_hint_faults") - faults < 3 * mem.nr;) {
+		force_read_pages(mem.area, mem_pages(&mem), BASE_SIZE);
+		/* The next hint may mark it again. */
+		hold = granule_invariants_hold();
+	}
+	ASSERT_EQ(granule_write(NUMA_BALANCING, "0"), 0);
+	__atomic_store_n(&flusher.stop, true, __ATOMIC_RELAXED);
+	pthread_join(thread, NULL);
+	munmap(flusher.area, BASE_SIZE);
+	ASSERT_EQ(mprotect(mem.model, mem_len(&mem), PROT_RW), 0);
+	EXPECT_TRUE(hold);
+	if (hold)
+		EXPECT_GE(granule_vmstat("numa_hint_faults") - faults, mem.nr);
 	EXPECT_INTACT(&mem);
 }
 
