@@ -306,14 +306,12 @@ static int race_child(char *granule, int go, int done)
 TEST_F_TIMEOUT(page_granule_limit_memcg, race_for_granule, 60)
 {
 	struct granule_fail fail = {};
-	struct granule_swaps swaps;
 	int go[2], done[2], status;
 	char text[32], c;
 	pid_t pid;
 
-	granule_read_swaps(&swaps);
-	if (!swaps.nr)
-		SKIP(return, "no swap: swapon a device");
+	if (!granule_have_swap(NULL))
+		SKIP(return, GRANULE_SWAP_REMEDY);
 	if (!granule_fail_prepare(&fail))
 		SKIP(return, GRANULE_FAIL_REMEDY);
 	ASSERT_EQ(pipe(go), 0);
