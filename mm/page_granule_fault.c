@@ -189,6 +189,13 @@ void fold_or_repair_granule(struct vm_fault *vmf)
 		       vmf->pte - granule_index(vmf->address));
 }
 
+void __fold_granule_if_whole(struct vm_fault *vmf)
+{
+	if (page_granule_is_whole(vmf->vma, vmf->address, vmf->pte))
+		fold_granule(vmf->vma, granule_start(vmf->address),
+			     vmf->pte - granule_index(vmf->address));
+}
+
 /* Free the folios for a granule that have not been mapped. */
 void put_granule_folios(struct folio **folios)
 {
@@ -234,9 +241,7 @@ static bool alloc_granule_pages(struct vm_fault *vmf, struct folio **folios,
 				unsigned long holes, bool need_zero)
 {
 	const unsigned long start = granule_start(vmf->address);
-	/* In a contract, another thread fills the holes at this moment. */
-	const bool fill = holes != GRANULE_ALL_HOLES &&
-			  !vma_granule_contract(vmf->vma);
+	const bool fill = holes != GRANULE_ALL_HOLES;
 	gfp_t charge = GFP_NOWAIT;
 	unsigned int i;
 
@@ -311,13 +316,14 @@ vm_fault_t populate_granule_from_pages(struct vm_fault *vmf, struct folio *folio
 	if (!(holes & BIT(nr)))
 		goto out;
 
-	if (!alloc_granule_pages(vmf, folios, holes, true)) {
+	/*
+	 * Holes that are not filled belong to another thread, which is about to
+	 * map pages there: the lock waits for it.
+	 */
+	if ((holes == GRANULE_ALL_HOLES || vma_granule_fills(vma)) &&
+	    !alloc_granule_pages(vmf, folios, holes, true)) {
 		folios[nr] = NULL;
 		put_granule_folios(folios);
-		if (vma_granule_contract(vma)) {
-			folio_put(folio);
-			return VM_FAULT_OOM;
-		}
 		folios[nr] = folio;
 		__folio_mark_uptodate(folio);
 		single = true;
@@ -330,6 +336,11 @@ vm_fault_t populate_granule_from_pages(struct vm_fault *vmf, struct folio *folio
 	if (granule_holes(vmf->pte) != holes ||
 	    (holes != GRANULE_ALL_HOLES && !vma_granule_fills(vma))) {
 		update_mmu_tlb_range(vma, start, vmf->pte, PAGE_GRANULE_NR);
+		goto unlock;
+	}
+	/* Memory may have been short because another thread has filled it. */
+	if (single && vma_granule_contract(vma)) {
+		ret = VM_FAULT_OOM;
 		goto unlock;
 	}
 	ret = check_stable_address_space(vma->vm_mm);

@@ -636,6 +636,8 @@ static bool fill_cache(size_t len)
 	fd = open(swaps.path, O_RDONLY);
 	if (fd < 0)
 		return false;
+	/* An earlier run has left it charged to another cgroup. */
+	posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
 	while (len && read(fd, buffer, sizeof(buffer)) == sizeof(buffer))
 		len -= sizeof(buffer);
 	close(fd);

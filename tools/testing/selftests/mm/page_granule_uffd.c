@@ -424,10 +424,38 @@ TEST_F(page_granule_uffd_single, uffd_wp_async)
 		EXPECT_TRUE(mem_holds(mem));
 		if (!shared)
 			EXPECT_INTACT(mem);
+		/* To unregister the memory would mark it as contiguous. */
+		EXPECT_TRUE(granule_invariants_hold());
 	}
 	granule_kill_idle(pid);
 	ASSERT_EQ(uffd_unregister(self->uffd, mem->area, mem_len(mem)), 0);
 	EXPECT_REPAIRED(mem);
+}
+
+/*
+ * Assert that asynchronous protection from reads and writes leaves whole
+ * granules, in whatever order their pages are accessed.
+ */
+TEST_F(page_granule_uffd_single, uffd_rwp_async)
+{
+	struct mem *mem = &self->mem;
+	unsigned long i;
+
+	self->uffd = granule_uffd_open(UFFD_FEATURE_RWP | UFFD_FEATURE_RWP_ASYNC);
+	if (self->uffd < 0)
+		SKIP(return, GRANULE_UFFD_REMEDY " and CONFIG_USERFAULTFD_RWP=y");
+	mem_fill(mem, 1);
+	ASSERT_EQ(uffd_arm(self->uffd, mem->area, mem_len(mem), UFFDIO_REGISTER_MODE_RWP), 0);
+	ASSERT_EQ(uffd_rwprotect(self->uffd, mem->area, NULL, mem_len(mem)), 0);
+	EXPECT_EQ(mem_count(mem, PM_UFFD_WP), FEW_PAGES);
+	for (i = FEW_PAGES; i-- > 0;) {
+		FORCE_READ(*byte_in(mem->area, i));
+		EXPECT_EQ(mem_count(mem, PM_UFFD_WP), i);
+	}
+	EXPECT_TRUE(mem_holds(mem));
+	EXPECT_INTACT(mem);
+	EXPECT_TRUE(granule_invariants_hold());
+	ASSERT_EQ(uffd_unregister(self->uffd, mem->area, mem_len(mem)), 0);
 }
 
 /* PAGEMAP_SCAN goes three ways through a page table. */
