@@ -551,23 +551,6 @@ struct folio *page_granule_alloc_uncharged(struct vm_area_struct *vma, unsigned 
 
 /* page_granule_fault.c */
 void fold_or_repair_granule(struct vm_fault *vmf);
-void __fold_granule_if_whole(struct vm_fault *vmf);
-
-/**
- * fold_granule_if_whole - Note that the PTE of one page has changed.
- * @vmf: The fault that changed it.
- *
- * If it agrees with the others of its granule now, they are marked as
- * contiguous. An architecture without such a mark has nothing to do.
- *
- * Context: vmf->pte is mapped and locked.
- */
-static inline void fold_granule_if_whole(struct vm_fault *vmf)
-{
-	if (page_granule_unfolded(vmf->pte, ptep_get(vmf->pte)) &&
-	    vma_has_granule(vmf->vma, vmf->address))
-		__fold_granule_if_whole(vmf);
-}
 
 /* page_granule_shmem.c */
 bool page_granule_monitored(struct address_space *mapping, pgoff_t index);
@@ -776,10 +759,6 @@ page_granule_get_unmapped_area(struct file *file, unsigned long addr,
 }
 
 static inline void fold_or_repair_granule(struct vm_fault *vmf)
-{
-}
-
-static inline void fold_granule_if_whole(struct vm_fault *vmf)
 {
 }
 

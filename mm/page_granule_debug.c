@@ -17,6 +17,7 @@
 #include <linux/sched/mm.h>
 #include <linux/sched/task.h>
 #include <linux/shmem_fs.h>
+#include <linux/userfaultfd_k.h>
 
 #include <kunit/visibility.h>
 
@@ -114,6 +115,10 @@ const char *page_granule_verify_ptes(struct vm_area_struct *vma,
 
 	/* The first write to a page of a file is a matter of its own. */
 	if (vma->vm_file && !shmem_mapping(vma->vm_file->f_mapping))
+		return NULL;
+
+	/* Userfaultfd may follow the use of single pages. */
+	if (userfaultfd_protected(vma))
 		return NULL;
 
 	pte = ptep_get(ptep);

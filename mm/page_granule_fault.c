@@ -189,13 +189,6 @@ void fold_or_repair_granule(struct vm_fault *vmf)
 		       vmf->pte - granule_index(vmf->address));
 }
 
-void __fold_granule_if_whole(struct vm_fault *vmf)
-{
-	if (page_granule_is_whole(vmf->vma, vmf->address, vmf->pte))
-		fold_granule(vmf->vma, granule_start(vmf->address),
-			     vmf->pte - granule_index(vmf->address));
-}
-
 /* Free the folios for a granule that have not been mapped. */
 void put_granule_folios(struct folio **folios)
 {

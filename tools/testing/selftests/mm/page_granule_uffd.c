@@ -424,7 +424,6 @@ TEST_F(page_granule_uffd_single, uffd_wp_async)
 		EXPECT_TRUE(mem_holds(mem));
 		if (!shared)
 			EXPECT_INTACT(mem);
-		/* To unregister the memory would mark it as contiguous. */
 		EXPECT_TRUE(granule_invariants_hold());
 	}
 	granule_kill_idle(pid);
@@ -456,6 +455,7 @@ TEST_F(page_granule_uffd_single, uffd_rwp_async)
 	EXPECT_INTACT(mem);
 	EXPECT_TRUE(granule_invariants_hold());
 	ASSERT_EQ(uffd_unregister(self->uffd, mem->area, mem_len(mem)), 0);
+	EXPECT_TRUE(granule_invariants_hold());
 }
 
 /* PAGEMAP_SCAN goes three ways through a page table. */
